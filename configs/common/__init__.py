@@ -1,0 +1,73 @@
+"""Parts that configs share: functions from a few numbers to plain values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+# What RegProxy's and mmsegmentation's recipes exempt from weight decay, on segjax's parameter
+# paths: position embedding and extra tokens, the ViT's layer norms, the hybrid stem's group norms.
+# The batch norms of the proxy head and all other biases ARE decayed (methods: mmcv matches names
+# with ".ln" and "norm"; the head calls its norms "bn").
+VIT_NO_DECAY = (
+    r"backbone/(pos_embed|cls_token|dist_token)$",
+    r"backbone/(block_\d+/)?norm\d?/",
+    r"backbone/stem/.*norm\d?/",
+)
+
+
+def vit_adamw(learning_rate: float = 6e-5) -> dict[str, Any]:
+    """AdamW as mmsegmentation trains ViTs: betas .9/.999, decoupled weight decay 0.01, no clipping."""
+    return dict(
+        learning_rate=learning_rate,
+        beta1=0.9,
+        beta2=0.999,
+        epsilon=1e-8,
+        weight_decay=0.01,
+        no_decay=VIT_NO_DECAY,
+    )
+
+
+def poly(power: float = 1.0, warmup_steps: int = 1500) -> dict[str, Any]:
+    return dict(
+        name="poly", power=power, min_rate=0.0, warmup_steps=warmup_steps, warmup_ratio=1e-6
+    )
+
+
+def cosine_restart(periods: tuple[int, ...]) -> dict[str, Any]:
+    """Restarts at half, then a quarter, of the peak."""
+    return dict(
+        name="cosine_restart",
+        periods=periods,
+        weights=(1.0, 0.5, 0.25),
+        min_rate=0.0,
+        warmup_steps=1500,
+        warmup_ratio=1e-6,
+    )
+
+
+def ade20k(crop: int) -> ConfigDict:
+    """ADE20K scene parsing, 150 classes, label 0 ignored: short side `crop`, windows without overlap."""
+    config = ConfigDict()
+    config.data = dict(dataset=dict(name="ade20k"), batch=16)
+    config.augment = dict(scale=(2048, crop), crop=(crop, crop))
+    config.eval = dict(
+        mode="slide", scale=(2048, crop), crop=(crop, crop), stride=(crop, crop), every=4000
+    )
+    config.checkpoint = dict(every=4000)
+    config.steps = 160_000
+    return config
+
+
+def cityscapes(crop: int = 768, stride: int = 512) -> ConfigDict:
+    """Cityscapes, 19 classes: windows of `crop` with `stride` on the full 1024 x 2048 image."""
+    config = ConfigDict()
+    config.data = dict(dataset=dict(name="cityscapes"), batch=16)
+    config.augment = dict(scale=(2048, 1024), crop=(crop, crop))
+    config.eval = dict(
+        mode="slide", scale=(2048, 1024), crop=(crop, crop), stride=(stride, stride), every=2000
+    )
+    config.checkpoint = dict(every=2000)
+    config.steps = 80_000
+    return config

@@ -1,0 +1,29 @@
+"""What every small training on shapescapes shares, so that systems are compared on one budget."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+BACKBONE = dict(width=128, depth=6, heads=4, patch=16)
+
+
+def tiny() -> ConfigDict:
+    """128 x 128 scenes, a few minutes on two CPU cores, from scratch."""
+    config = ConfigDict()
+    config.data = dict(
+        dataset=dict(name="shapescapes", size=(128, 128), train=2000, validation=100),
+        batch=16,
+        workers=0,
+    )
+    config.augment = dict(
+        scale=(128, 128), ratio=(1.0, 1.5), crop=(128, 128), flip=0.5, photometric=False
+    )
+    config.optimizer = common.vit_adamw(learning_rate=1e-3)
+    config.schedule = common.poly(warmup_steps=50)
+    config.steps = 600
+    config.eval = dict(mode="whole", scale=(128, 128), crop=(128, 128), stride=(128, 128), every=300)
+    config.checkpoint = dict(every=300)
+    config.log = dict(every=25)
+    return config

@@ -1,0 +1,33 @@
+r"""RegProxy-B/16 on ADE20K: 49.8 mIoU single scale, 50.5 multi-scale + flip (paper, Table 4).
+
+Official hardware: 8 GPUs of 2 images each, 160k steps. Initialised from DeiT-B distilled at 384.
+
+    segjax train --config=configs/regproxy/ade20k_b16.py --workdir=W \
+        --config.init.layout=deit --config.init.checkpoint=PRETRAINED
+    segjax import --layout=regproxy --config=configs/regproxy/ade20k_b16.py \
+        --checkpoint=OFFICIAL.pth --workdir=W
+
+Regions come from M = 5. Evaluation: short side 512, windows of 512 with stride 512, logits averaged; label 0 ignored.
+Multi-scale + flip: --config.eval.ratios="(0.5, 0.75, 1.0, 1.25, 1.5, 1.75)" --config.eval.flip=True
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    config = common.ade20k(crop=512)
+    config.model = dict(
+        system="regproxy",
+        backbone="vit_b16",
+        classes=150,
+        image_size=(512, 512),
+        early_block=4,
+        region=(4, 4),
+        distilled=True,
+        drop_path=0.1,
+    )
+    config.optimizer = common.vit_adamw()
+    config.schedule = common.cosine_restart((20_000, 40_000, 100_000))
+    return config

@@ -1,0 +1,1 @@
+"""Backbones: Flax modules from an image to all their named levels of features."""

@@ -1,0 +1,73 @@
+"""Layers that several backbones and heads share and that Flax has in another form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from segjax.ops import convolution
+from segjax.structs import Array
+
+Dtype = Any
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last, with torch's running variance.
+
+    Flax's own keeps the biased batch variance; torch (and so every published checkpoint of this
+    field) keeps the unbiased one, n/(n-1) times as large. Statistics are float32. Under `jax.jit`
+    on a mesh the batch is one global array, so they are global too (what the official recipes call
+    SyncBN).
+
+    Attributes:
+        momentum: share of the old running statistics that is kept (torch's momentum is 1 minus
+            this).
+        epsilon: added to the variance.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        channels = x.shape[-1]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        x = x.astype(jnp.float32)
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            count = x.size // channels
+            batch_mean = x.mean(axes)
+            batch_var = jnp.square(x - batch_mean).mean(axes)
+            if not self.is_initializing():
+                unbiased = batch_var * (count / max(count - 1, 1))
+                mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
+                var.value = self.momentum * var.value + (1 - self.momentum) * unbiased
+        else:
+            batch_mean, batch_var = mean.value, var.value
+        gain = scale * jax.lax.rsqrt(batch_var + self.epsilon)
+        return ((x - batch_mean) * gain + bias).astype(self.dtype)
+
+
+class DepthwiseConv(nn.Module):
+    """One k x k filter per channel, zero padding, stride 1, no bias. [B, H, W, C] -> [B, H, W,
+    C]."""
+
+    kernel_size: int = 3
+    dilation: int = 1
+    dtype: Dtype = jnp.float32
+    # torch's fan_out ignores groups: He normal over k*k*C outputs (mmcv's kaiming_init).
+    kernel_init: nn.initializers.Initializer | None = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        k, channels = self.kernel_size, x.shape[-1]
+        init = self.kernel_init or nn.initializers.normal((2 / (k * k * channels)) ** 0.5)
+        kernel = self.param("kernel", init, (k, k, 1, channels), jnp.float32)
+        return convolution.depthwise(x, kernel.astype(self.dtype), dilation=self.dilation)

@@ -1,0 +1,1 @@
+"""Losses: pure functions of outputs and targets, with masks and reductions explicit."""
