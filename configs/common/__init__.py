@@ -18,7 +18,7 @@ VIT_NO_DECAY = (
 
 
 def vit_adamw(learning_rate: float = 6e-5) -> dict[str, Any]:
-    """AdamW as mmsegmentation trains ViTs: betas .9/.999, decoupled weight decay 0.01, no clipping."""
+    """AdamW as mmsegmentation trains ViTs: decoupled weight decay 0.01, no clipping."""
     return dict(
         learning_rate=learning_rate,
         beta1=0.9,
@@ -48,7 +48,7 @@ def cosine_restart(periods: tuple[int, ...]) -> dict[str, Any]:
 
 
 def ade20k(crop: int) -> ConfigDict:
-    """ADE20K scene parsing, 150 classes, label 0 ignored: short side `crop`, windows without overlap."""
+    """ADE20K scene parsing, 150 classes, label 0 ignored: windows without overlap."""
     config = ConfigDict()
     config.data = dict(dataset=dict(name="ade20k"), batch=16)
     config.augment = dict(scale=(2048, crop), crop=(crop, crop))

@@ -23,7 +23,9 @@ def tiny() -> ConfigDict:
     config.optimizer = common.vit_adamw(learning_rate=1e-3)
     config.schedule = common.poly(warmup_steps=50)
     config.steps = 600
-    config.eval = dict(mode="whole", scale=(128, 128), crop=(128, 128), stride=(128, 128), every=300)
+    config.eval = dict(
+        mode="whole", scale=(128, 128), crop=(128, 128), stride=(128, 128), every=300
+    )
     config.checkpoint = dict(every=300)
     config.log = dict(every=25)
     return config

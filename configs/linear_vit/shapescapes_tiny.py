@@ -1,6 +1,6 @@
 r"""The linear-head ViT on shapescapes: RegProxy's baseline, on the same budget.
 
-    segjax train --config=configs/linear_vit/shapescapes_tiny.py --workdir=/tmp/linear
+segjax train --config=configs/linear_vit/shapescapes_tiny.py --workdir=/tmp/linear
 """
 
 from ml_collections import ConfigDict

@@ -1,14 +1,17 @@
 r"""RegProxy-L/16 on ADE20K: 52.9 mIoU single scale, 53.4 multi-scale + flip (paper, Table 4).
 
-Official hardware: 8 GPUs of 2 images each, 160k steps. Initialised from AugReg ViT-L/16 (timm vit_large_patch16_384).
+Official hardware: 8 GPUs of 2 images each, 160k steps.
+Initialised from AugReg ViT-L/16 (timm vit_large_patch16_384).
 
     segjax train --config=configs/regproxy/ade20k_l16.py --workdir=W \
         --config.init.layout=timm --config.init.checkpoint=PRETRAINED
     segjax import --layout=regproxy --config=configs/regproxy/ade20k_l16.py \
         --checkpoint=OFFICIAL.pth --workdir=W
 
-Regions come from M = 10. Evaluation: short side 640, windows of 640 with stride 640, logits averaged; label 0 ignored.
-Multi-scale + flip: --config.eval.ratios="(0.5, 0.75, 1.0, 1.25, 1.5, 1.75)" --config.eval.flip=True
+Regions come from M = 10.
+Evaluation: short side 640, windows of 640 with stride 640, logits averaged; label 0 ignored.
+Multi-scale + flip: --config.eval.flip=True \
+    --config.eval.ratios="(0.5, 0.75, 1.0, 1.25, 1.5, 1.75)"
 """
 
 from ml_collections import ConfigDict

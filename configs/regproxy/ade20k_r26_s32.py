@@ -1,14 +1,17 @@
 r"""RegProxy-R26+S/32 on ADE20K: 47.8 mIoU single scale, 49.1 multi-scale + flip (paper, Table 4).
 
-Official hardware: 8 GPUs of 2 images each, 160k steps. Initialised from AugReg R26+S/32 (timm vit_small_r26_s32_384).
+Official hardware: 8 GPUs of 2 images each, 160k steps.
+Initialised from AugReg R26+S/32 (timm vit_small_r26_s32_384).
 
     segjax train --config=configs/regproxy/ade20k_r26_s32.py --workdir=W \
         --config.init.layout=timm --config.init.checkpoint=PRETRAINED
     segjax import --layout=regproxy --config=configs/regproxy/ade20k_r26_s32.py \
         --checkpoint=OFFICIAL.pth --workdir=W
 
-Regions come from the embedded tokens, M = 0. Evaluation: short side 512, windows of 512 with stride 512, logits averaged; label 0 ignored.
-Multi-scale + flip: --config.eval.ratios="(0.5, 0.75, 1.0, 1.25, 1.5, 1.75)" --config.eval.flip=True
+Regions come from the embedded tokens, M = 0.
+Evaluation: short side 512, windows of 512 with stride 512, logits averaged; label 0 ignored.
+Multi-scale + flip: --config.eval.flip=True \
+    --config.eval.ratios="(0.5, 0.75, 1.0, 1.25, 1.5, 1.75)"
 """
 
 from ml_collections import ConfigDict

@@ -1,14 +1,17 @@
 r"""RegProxy-R50+L/32 on ADE20K: 51.0 mIoU single scale, 51.7 multi-scale + flip (paper, Table 4).
 
-Official hardware: 8 GPUs of 2 images each, 160k steps. Initialised from AugReg R50+L/32 (timm vit_large_r50_s32_384).
+Official hardware: 8 GPUs of 2 images each, 160k steps.
+Initialised from AugReg R50+L/32 (timm vit_large_r50_s32_384).
 
     segjax train --config=configs/regproxy/ade20k_r50_l32.py --workdir=W \
         --config.init.layout=timm --config.init.checkpoint=PRETRAINED
     segjax import --layout=regproxy --config=configs/regproxy/ade20k_r50_l32.py \
         --checkpoint=OFFICIAL.pth --workdir=W
 
-Regions come from the embedded tokens, M = 0. Evaluation: short side 640, windows of 640 with stride 640, logits averaged; label 0 ignored.
-Multi-scale + flip: --config.eval.ratios="(0.5, 0.75, 1.0, 1.25, 1.5, 1.75)" --config.eval.flip=True
+Regions come from the embedded tokens, M = 0.
+Evaluation: short side 640, windows of 640 with stride 640, logits averaged; label 0 ignored.
+Multi-scale + flip: --config.eval.flip=True \
+    --config.eval.ratios="(0.5, 0.75, 1.0, 1.25, 1.5, 1.75)"
 """
 
 from ml_collections import ConfigDict

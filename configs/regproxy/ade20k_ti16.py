@@ -1,14 +1,17 @@
 r"""RegProxy-Ti/16 on ADE20K: 42.1 mIoU single scale, 43.1 multi-scale + flip (paper, Table 4).
 
-Official hardware: 8 GPUs of 2 images each, 160k steps. Initialised from AugReg ViT-Ti/16 (timm vit_tiny_patch16_384).
+Official hardware: 8 GPUs of 2 images each, 160k steps.
+Initialised from AugReg ViT-Ti/16 (timm vit_tiny_patch16_384).
 
     segjax train --config=configs/regproxy/ade20k_ti16.py --workdir=W \
         --config.init.layout=timm --config.init.checkpoint=PRETRAINED
     segjax import --layout=regproxy --config=configs/regproxy/ade20k_ti16.py \
         --checkpoint=OFFICIAL.pth --workdir=W
 
-Regions come from M = 5. Evaluation: short side 512, windows of 512 with stride 512, logits averaged; label 0 ignored.
-Multi-scale + flip: --config.eval.ratios="(0.5, 0.75, 1.0, 1.25, 1.5, 1.75)" --config.eval.flip=True
+Regions come from M = 5.
+Evaluation: short side 512, windows of 512 with stride 512, logits averaged; label 0 ignored.
+Multi-scale + flip: --config.eval.flip=True \
+    --config.eval.ratios="(0.5, 0.75, 1.0, 1.25, 1.5, 1.75)"
 """
 
 from ml_collections import ConfigDict

@@ -1,14 +1,17 @@
 r"""RegProxy-S/16 on Cityscapes: 79.8 mIoU single scale, 81.5 multi-scale + flip (paper, Table 5).
 
-Official hardware: 8 GPUs of 2 images each, 80k steps. Initialised from AugReg ViT-S/16 (timm vit_small_patch16_384).
+Official hardware: 8 GPUs of 2 images each, 80k steps.
+Initialised from AugReg ViT-S/16 (timm vit_small_patch16_384).
 
     segjax train --config=configs/regproxy/cityscapes_s16.py --workdir=W \
         --config.init.layout=timm --config.init.checkpoint=PRETRAINED
     segjax import --layout=regproxy --config=configs/regproxy/cityscapes_s16.py \
         --checkpoint=OFFICIAL.pth --workdir=W
 
-Regions come from M = 3. Evaluation: 1024 x 2048, windows of 768 with stride 512, logits averaged.
-Multi-scale + flip: --config.eval.ratios="(0.5, 0.75, 1.0, 1.25, 1.5, 1.75)" --config.eval.flip=True
+Regions come from M = 3.
+Evaluation: 1024 x 2048, windows of 768 with stride 512, logits averaged.
+Multi-scale + flip: --config.eval.flip=True \
+    --config.eval.ratios="(0.5, 0.75, 1.0, 1.25, 1.5, 1.75)"
 """
 
 from ml_collections import ConfigDict

@@ -8,9 +8,10 @@ One GPU of 16 GB takes the batch of 16 in bfloat16; raise config.accumulate when
         --config.data.dataset.root=MY/PHOTOS --config.model.classes=5 \
         --config.init.layout=timm --config.init.checkpoint=vit_small_patch16_384.safetensors
 
-MY/PHOTOS holds images/ and masks/ (each with train/ and validation/ below, or plain: then a tenth is held
-back), matched by file name, and names.txt: one class a line, in the order of the mask values. 255 in a mask
-is not counted. Evaluation: whole images, short side 512.
+MY/PHOTOS holds images/ and masks/ (each with train/ and validation/ below, or plain: then a tenth
+is held back), matched by file name, and names.txt: one class a line, in the order of the mask
+values. 255 in a mask is not counted.
+Evaluation: whole images, short side 512.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 r"""A small RegProxy on the generated shapescapes. Expected: see the README; minutes on 2 CPU cores.
 
-    segjax train --config=configs/regproxy/shapescapes_tiny.py --workdir=/tmp/run
+segjax train --config=configs/regproxy/shapescapes_tiny.py --workdir=/tmp/run
 """
 
 from ml_collections import ConfigDict

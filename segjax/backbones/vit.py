@@ -14,9 +14,9 @@ import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from segjax.ops.attention import attention
 
 from segjax.ops import resize
+from segjax.ops.attention import attention
 from segjax.structs import Array, Size
 
 Dtype = Any

@@ -1,4 +1,4 @@
-"""The command line: `segjax train | eval | predict | import | info | data`. Thin; all logic lives below."""
+"""The command line: `segjax train | eval | predict | import | info | data`. Thin."""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ def check_fields(model: Mapping[str, Any]) -> None:
         if name != "system" and name not in parameters:
             near = difflib.get_close_matches(name, parameters, n=1, cutoff=0.0)[0]
             raise SegjaxError(
-                f"config.model.{name} is not a field of {model['system']}; did you mean
-                config.model.{near}?"
+                f"config.model.{name} is not a field of {model['system']}; did you mean "
+                f"config.model.{near}?"
             )
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and name not in model:

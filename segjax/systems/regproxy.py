@@ -245,8 +245,8 @@ def build(
     )
     if not -1 <= early_block < vit.depth:
         raise SegjaxError(
-            f"config.model.early_block: {early_block} is not a block of {vit.depth}; take -1 ..
-            {vit.depth - 1}."
+            f"config.model.early_block: {early_block} is not a block of {vit.depth}; take -1 .. "
+            f"{vit.depth - 1}."
         )
     module = RegProxy(vit, classes, early_block, tuple(region), dtype=jnp.dtype(dtype))
     return System(module, tuple(mean), tuple(std), loss_over)

@@ -47,19 +47,19 @@ def make_vit(
         shape = dict(backbone)
         if set(shape) != {"width", "depth", "heads", "patch"}:
             raise SegjaxError(
-                f"config.model.backbone: {sorted(shape)} given, but a backbone of your own is
-                described by " "exactly width, depth, heads and patch."
+                f"config.model.backbone: {sorted(shape)} given, but a backbone of your own is "
+                "described by exactly width, depth, heads and patch."
             )
     if shape["width"] % shape["heads"]:
         raise SegjaxError(
-            f"config.model.backbone: width {shape['width']} is not divisible by heads
-            {shape['heads']}."
+            f"config.model.backbone: width {shape['width']} is not divisible by heads "
+            f"{shape['heads']}."
         )
     image_size = tuple(image_size)
     if any(side % shape["patch"] for side in image_size):
         raise SegjaxError(
-            f"config.model.image_size: {image_size} is not a multiple of the patch,
-            {shape['patch']}."
+            f"config.model.image_size: {image_size} is not a multiple of the patch, "
+            f"{shape['patch']}."
         )
     compute = jnp.dtype(dtype)
     stem_depths = shape.pop("stem_depths", None)

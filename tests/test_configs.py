@@ -1,0 +1,50 @@
+"""Every shipped config resolves, builds without allocating, and has its parameter count."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from segjax import config as configs
+from segjax import systems
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# Exact counts of the released models; the small ones are ours.
+PARAMETERS = {
+    "regproxy/ade20k_ti16": 5_779_494,
+    "regproxy/ade20k_s16": 22_249_254,
+    "regproxy/ade20k_b16": 87_261_990,
+    "regproxy/ade20k_l16": 306_102_566,
+    "regproxy/ade20k_r26_s32": 36_392_038,
+    "regproxy/ade20k_r50_l32": 329_692_518,
+    "regproxy/cityscapes_ti16": 5_999_971,
+    "regproxy/cityscapes_s16": 22_690_339,
+    "regproxy/cityscapes_b16": 88_144_291,
+    "regproxy/cityscapes_l16": 306_689_187,
+}
+
+
+def config_names():
+    paths = sorted((ROOT / "configs").glob("*/*.py"))
+    return [f"{p.parent.name}/{p.stem}" for p in paths if p.parent.name != "common"]
+
+
+def test_no_config_is_left_out():
+    assert set(config_names()) == set(PARAMETERS)
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_config_builds_with_its_parameter_count(name):
+    config = configs.load(str(ROOT / "configs" / f"{name}.py"))
+    system = systems.build(config.model)
+    batch = {"image": jax.ShapeDtypeStruct((1, *config.augment.crop, 3), jnp.uint8)}
+    variables = jax.eval_shape(system.init, jax.random.key(0), batch)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_config_opens_with_its_command(name):
+    text = (ROOT / "configs" / f"{name}.py").read_text()
+    assert f"--config=configs/{name}.py" in text.split('"""')[1]
