@@ -18,8 +18,9 @@ import numpy as np
 from segjax.ops import resize
 from segjax.structs import IGNORE, Array, Size
 
-STRIP = 32
-"""Output rows per strip: of 8 to 64, the fastest on CPU that still keeps a strip in cache."""
+LABEL_STRIP = 32
+LOSS_STRIP = 16
+"""Output rows per strip, the fastest on CPU of 4 to 64 for each use."""
 
 product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
@@ -35,7 +36,7 @@ def resize_argmax(scores: Array, size: Size) -> Array:
         [B, H, W] int32; the lowest class on ties.
     """
     _, height, width, classes = scores.shape
-    strips = Strips.plan(size, (height, width))
+    strips = Strips.plan(size, (height, width), LABEL_STRIP)
     by_class = scores.astype(jnp.float32).transpose(0, 3, 1, 2)
 
     def source_rows(first: Array) -> Array:
@@ -51,9 +52,9 @@ class Strips(NamedTuple):
         size: (H, W) of the output.
         reach: R, source rows that a strip needs.
         first: int32 [n], first source row of each strip.
-        indices: int32 [n, STRIP, 2], row taps relative to `first`; rows beyond H repeat the last
+        indices: int32 [n, T, 2], row taps relative to `first`; rows beyond H repeat the last
             one.
-        weights: float32 [n, STRIP, 2].
+        weights: float32 [n, T, 2].
         columns: float32 [W, w], the column interpolation as a matrix.
     """
 
@@ -65,10 +66,11 @@ class Strips(NamedTuple):
     columns: np.ndarray
 
     @staticmethod
-    def plan(size: Size, source: Size) -> Strips:
+    def plan(size: Size, source: Size, rows: int) -> Strips:
+        """Strips of `rows` (T) output rows."""
         indices, weights = resize.taps(size[0], source[0])
-        rows = np.minimum(np.arange(-(-size[0] // STRIP) * STRIP), size[0] - 1).reshape(-1, STRIP)
-        indices, weights = indices[rows], weights[rows]
+        cut = np.minimum(np.arange(-(-size[0] // rows) * rows), size[0] - 1).reshape(-1, rows)
+        indices, weights = indices[cut], weights[cut]
         first = indices.min(axis=(1, 2))
         reach = int((indices.max(axis=(1, 2)) - first).max()) + 1
         first = np.minimum(first, source[0] - reach).astype(np.int32)
@@ -98,13 +100,13 @@ def strip_argmax(source_rows: Callable[[Array], Array], strips: Strips, classes:
             wide, indices, weights, cpu=_running_argmax, default=_wide_argmax
         )
 
-    labels = jax.lax.map(one_strip, strips.scan_inputs())  # [n, B, STRIP, W]
+    labels = jax.lax.map(one_strip, strips.scan_inputs())  # [n, B, T, W]
     batch, width = labels.shape[1], labels.shape[3]
     return labels.swapaxes(0, 1).reshape(batch, -1, width)[:, : strips.size[0]]
 
 
 def _running_argmax(wide: Array, indices: Array, weights: Array) -> Array:
-    """[B, K, R, W] and row taps -> [B, STRIP, W]; one class plane at a time, so that all stays in
+    """[B, K, R, W] and row taps -> [B, T, W]; one class plane at a time, so that all stays in
     cache."""
     batch, classes, _, width = wide.shape
 
@@ -116,7 +118,8 @@ def _running_argmax(wide: Array, indices: Array, weights: Array) -> Array:
         better = plane > score
         return jnp.where(better, plane, score), jnp.where(better, k, label)
 
-    start = jnp.full((batch, STRIP, width), -jnp.inf), jnp.zeros((batch, STRIP, width), jnp.int32)
+    shape = batch, len(indices), width
+    start = jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32)
     return jax.lax.fori_loop(0, classes, take, start)[1]
 
 
@@ -171,13 +174,13 @@ def _cross_entropy_strips(
 ) -> tuple[tuple[Array, Array, Array], Array]:
     batch, height, width, classes = scores.shape
     size = labels.shape[1:]
-    strips = Strips.plan(size, (height, width))
+    strips = Strips.plan(size, (height, width), LOSS_STRIP)
     by_class = scores.astype(jnp.float32).transpose(0, 3, 1, 2)
-    rows = len(strips.first) * STRIP
+    rows = len(strips.first) * LOSS_STRIP
     labels = jnp.pad(
         labels.astype(jnp.int32), ((0, 0), (0, rows - size[0]), (0, 0)), constant_values=IGNORE
     )
-    labels = labels.reshape(batch, -1, STRIP, size[1]).swapaxes(0, 1)
+    labels = labels.reshape(batch, -1, LOSS_STRIP, size[1]).swapaxes(0, 1)
     ids = jnp.arange(classes, dtype=jnp.int32)[:, None, None]
 
     def one_strip(carry: tuple[Array, Array], inputs: tuple[Array, ...]) -> tuple[tuple, None]:
@@ -185,7 +188,7 @@ def _cross_entropy_strips(
         first, indices, weights, label = inputs
         source = jax.lax.dynamic_slice_in_dim(by_class, first, strips.reach, axis=2)
         wide = product("bkrw,Ww->bkrW", source, strips.columns)
-        logits = blend_rows(wide, indices, weights)  # [B, K, STRIP, W]
+        logits = blend_rows(wide, indices, weights)  # [B, K, T, W]
         valid = label != IGNORE
         is_label = ids == label[:, None]
         highest = logits.max(axis=1)

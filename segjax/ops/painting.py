@@ -85,7 +85,7 @@ def painted_labels(region_scores: Array, association: Array, size: Size) -> Arra
     """
     batch, rows, cols, classes = region_scores.shape
     h, w = association.shape[-2:]
-    strips = dense.Strips.plan(size, (rows * h, cols * w))
+    strips = dense.Strips.plan(size, (rows * h, cols * w), dense.LABEL_STRIP)
     around = neighbourhoods(region_scores.astype(jnp.float32))  # [B, Ht, Wt, 9, K]
     # [B, Ht*h, Wt, 9, w]: one fine row after another.
     shares = association.transpose(0, 1, 4, 2, 3, 5).reshape(batch, rows * h, cols, 9, w)
