@@ -1,0 +1,328 @@
+"""Prepared datasets: ArrayRecord files that TFDS writes once and segjax reads at random.
+
+A dataset module says what there is (a `Source`); `prepare` writes it and `Dataset` reads it. Images
+are stored as the bytes of their files. TensorFlow is not needed, and not imported.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from segjax.data import images
+from segjax.data.labels import LabelSpace
+from segjax.data.progress import track
+from segjax.errors import SegjaxError
+from segjax.structs import Size
+
+VERSION = "1.0.0"
+"""Of the stored form; another one makes existing copies be written anew."""
+
+
+class Record(NamedTuple):
+    """One example before it is stored.
+
+    Attributes:
+        image: the bytes of the image file (of any format that `images.read_image` reads).
+        size: (height, width) of the image.
+        semantic: int16 [H, W] class numbers, IGNORE where unlabelled.
+        segments: int32 [H, W], index into the lists below, -1 for void; None without instances.
+        segment_class: int [S].
+        segment_is_crowd: bool [S].
+    """
+
+    image: bytes
+    size: Size
+    semantic: np.ndarray
+    segments: np.ndarray | None = None
+    segment_class: Sequence[int] = ()
+    segment_is_crowd: Sequence[bool] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What a dataset module found, before anything is prepared.
+
+    Attributes:
+        dataset: name of the dataset, e.g. "ade20k".
+        split: name of the split.
+        label_space: what the class numbers mean.
+        key: a short text that differs whenever the prepared copy would.
+        segments: whether records have segments.
+        names: lists the examples, e.g. "train/ADE_train_00000001". Raises SegjaxError when there
+            are none.
+        read: reads an example by its index in `names`. Raises SegjaxError naming the file.
+    """
+
+    dataset: str
+    split: str
+    label_space: LabelSpace
+    key: str
+    segments: bool
+    names: Callable[[], Sequence[str]]
+    read: Callable[[int], Record]
+
+
+class Dataset:
+    """Random access to the examples of a prepared split. Picklable; threads may share it.
+
+    `dataset[i]` is a dict: `image` uint8 [H, W, 3] RGB; `semantic` int16 [H, W], IGNORE where
+    unlabelled; `name` str; and for datasets with instances `segments` int32 [H, W] (index into the
+    lists, -1 void), `segment_class` int32 [S], `segment_is_crowd` bool [S].
+
+    Attributes:
+        label_space: what the class numbers mean.
+        fingerprint: equal for equal content; a resumed training checks it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Opens the prepared copy at `path`; `load` of a dataset module finds or makes it."""
+        self.path = Path(path)
+        self._opened: Any = None
+        self._lock = threading.Lock()
+        source, metadata = _open(self.path)
+        self._opened = source
+        self._length = len(source)
+        self._sizes = np.array(metadata["sizes"], np.int32).reshape(-1, 2)
+        self._has_segments = bool(metadata["segments"])
+        self.label_space = LabelSpace.load(self.path / "label_space.json")
+        self.fingerprint = "/".join(self.path.parts[-3:])
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not -self._length <= index < self._length:
+            raise IndexError(f"{self.fingerprint} has {self._length} examples, not {index}.")
+        try:
+            stored = self._source()[int(index) % self._length]
+        except SegjaxError:
+            raise
+        except Exception as error:
+            raise SegjaxError(_damaged(self.path, error)) from error
+        name = _text(stored["name"])
+        example = {
+            "image": images.read_image(stored["image"], name),
+            "semantic": _read_label_png(stored["semantic"], name).astype(np.int16),
+            "name": name,
+        }
+        if self._has_segments:
+            example["segments"] = _read_label_png(stored["segments"], name)
+            example["segment_class"] = np.asarray(stored["segment_class"], np.int32)
+            example["segment_is_crowd"] = np.asarray(stored["segment_is_crowd"], bool)
+        return example
+
+    def sizes(self) -> np.ndarray:
+        """int32 [N, 2]: (height, width) of every image, without reading any."""
+        return self._sizes
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+    def _source(self) -> Any:
+        if self._opened is None:
+            with self._lock:
+                if self._opened is None:
+                    self._opened = _open(self.path)[0]
+        return self._opened
+
+
+def prepare(source: Source, data_dir: str | os.PathLike[str] = "") -> Dataset:
+    """Opens the prepared copy of `source`, writing it first when there is none.
+
+    The copy appears all at once, when it is complete. A second process that wants the same copy
+    waits for the first one.
+
+    Raises:
+        SegjaxError: an example that cannot be read, or a full disk.
+    """
+    path = _path(source, data_dir)
+    if not (path / "dataset_info.json").exists():
+        with _exclusive(path.parent.parent / f"{path.parent.name}.lock"):
+            if not (path / "dataset_info.json").exists():
+                _write(source, path)
+    return Dataset(path)
+
+
+def find_prepared(dataset: str, split: str, data_dir: str | os.PathLike[str] = "") -> Path | None:
+    """The newest prepared copy of a split, for where the original files are gone; None without."""
+    root = directory(data_dir) / f"segjax_{dataset}"
+    found = list(root.glob(f"{split}-*/{VERSION}/dataset_info.json"))
+    return max(found, key=lambda file: file.stat().st_mtime).parent if found else None
+
+
+def directory(data_dir: str | os.PathLike[str] = "") -> Path:
+    """Where prepared data lies: `data_dir`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    chosen = os.fspath(data_dir) or os.environ.get("TFDS_DATA_DIR", "") or "~/tensorflow_datasets"
+    if "://" in chosen:
+        raise SegjaxError(
+            f"data_dir {chosen}: examples are read at random, which a bucket does not allow; copy"
+            " the data to a disk or mount the bucket."
+        )
+    return Path(chosen).expanduser().absolute()
+
+
+def manual_directory(dataset: str, data_dir: str | os.PathLike[str] = "") -> Path:
+    """Where what a user downloads by hand is looked for."""
+    return directory(data_dir) / "downloads" / "manual" / dataset
+
+
+def key_of(*facts: Any) -> str:
+    """Twelve hexadecimal digits that stand for the facts."""
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+
+
+def _path(source: Source, data_dir: str | os.PathLike[str]) -> Path:
+    space = source.label_space
+    key = f"{source.split}-{source.key}-{key_of(space)[:4]}"
+    return directory(data_dir) / f"segjax_{source.dataset}" / key / VERSION
+
+
+def _write(source: Source, path: Path) -> None:
+    from segjax.data import builder  # TFDS takes half a second to import
+
+    names = source.names()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in path.parent.glob("*incomplete*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        builder.write(source, names, path)
+    except SegjaxError:
+        raise
+    except Exception as error:
+        # Without locks (some network disks) another process may have been first.
+        if (path / "dataset_info.json").exists():
+            return
+        if isinstance(error, OSError) or shutil.disk_usage(_existing(path)).free < 2**26:
+            raise SegjaxError(
+                f"{path}: the prepared copy cannot be written ({error}); free some space or choose"
+                " another data_dir."
+            ) from error
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()  # only succeeds when nothing was written
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def examples(source: Source, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Reads all records as they are stored, in order, a few ahead of the writer; shows progress."""
+    threads = os.cpu_count() or 1
+    ahead: collections.deque[futures.Future] = collections.deque()
+    with futures.ThreadPoolExecutor(threads) as pool:
+        try:
+            text = f"Preparing {source.dataset} {source.split}"
+            for index in track(range(len(names)), len(names), text):
+                while index + len(ahead) < len(names) and len(ahead) < 2 * threads:
+                    later = index + len(ahead)
+                    ahead.append(pool.submit(_stored, source, later, names[later]))
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _stored(source: Source, index: int, name: str) -> dict[str, Any]:
+    """One example as the builder writes it; the greatest value of a label PNG means unlabelled."""
+    record = source.read(index)
+    plain = images.is_plain(record.image)  # then the loader reads the file's own bytes fast
+    image = record.image if plain else images.encode_png(images.read_image(record.image, name))
+    example = {
+        "name": name,
+        "height": record.size[0],
+        "width": record.size[1],
+        "image": image,
+        "semantic": _label_png(record.semantic, label_depth(source.label_space)),
+    }
+    if source.segments:
+        example["segments"] = _label_png(record.segments, np.uint16)
+        example["segment_class"] = [int(label) for label in record.segment_class]
+        example["segment_is_crowd"] = [bool(crowd) for crowd in record.segment_is_crowd]
+    return example
+
+
+def label_depth(space: LabelSpace) -> type[np.uint8] | type[np.uint16]:
+    """The pixel type that `semantic` is stored in."""
+    return np.uint8 if space.classes <= 255 else np.uint16
+
+
+def _label_png(labels: np.ndarray, depth: type[np.uint8] | type[np.uint16]) -> bytes:
+    return images.encode_png(np.where(labels < 0, np.iinfo(depth).max, labels).astype(depth))
+
+
+def _read_label_png(data: bytes, name: str) -> np.ndarray:
+    """int32 [H, W], -1 where unlabelled."""
+    stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if stored is None:
+        raise SegjaxError(f"{name}: its stored label map is damaged; delete the prepared copy.")
+    labels = stored.astype(np.int32)
+    labels[stored == np.iinfo(stored.dtype).max] = -1
+    return labels
+
+
+def _open(path: Path) -> tuple[Any, dict[str, Any]]:
+    """TFDS's data source over a prepared directory, undecoded, and our metadata."""
+    from segjax.data import builder
+
+    try:
+        return builder.open_source(path)
+    except Exception as error:
+        raise SegjaxError(_damaged(path, error)) from error
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return (
+        f"{path}: the prepared copy is damaged ({type(error).__name__}: {error}); delete this folder"
+        " and run again."
+    )
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+@contextlib.contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    """Holds a lock file; says so when it has to wait. Without lock support, goes on without."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "w")  # noqa: SIM115
+    except OSError as error:
+        raise SegjaxError(
+            f"{path.parent}: prepared data cannot be written there ({error.strerror}); choose"
+            " another data_dir."
+        ) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Another process prepares {path.stem}; waiting for it.", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        yield

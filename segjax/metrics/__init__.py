@@ -1,0 +1,1 @@
+"""Measures of predictions: accumulated on the device, exact at the end."""

@@ -1,0 +1,1 @@
+"""Training: one loop around one jitted step."""

@@ -1,0 +1,1 @@
+"""Golden cases: outputs of the official implementations, and the runner that compares with them."""
