@@ -2,8 +2,9 @@ r"""The main job in minutes: a small RegProxy learns shapescapes on two CPU core
 
     python experiments/quickstart.py [--workdir=runs/quickstart]
 
-Measures the untrained model, trains the linear-head ViT and RegProxy on the same budget (same backbone, data, steps,
-seed), evaluates both on held-back scenes, and draws image | truth | prediction | learned regions.
+Measures the untrained model, trains the linear-head ViT and RegProxy on the same budget (same
+backbone, data, steps, seed), evaluates both on held-back scenes, and draws image | truth |
+prediction | learned regions.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def main(argv: list[str]) -> int:
     (args.workdir / "metrics.json").write_text(json.dumps(metrics, indent=2))
     print("".join(f"\n{name:>20}  {value:6.2f} mIoU" for name, value in miou.items()))
     print(
-        f"\nRegProxy reached {miou['RegProxy']:.2f} mIoU in {seconds:.0f} s; pictures, metrics.json "
-        f"and checkpoints lie in {args.workdir}."
+        f"\nRegProxy reached {miou['RegProxy']:.2f} mIoU in {seconds:.0f} s; pictures, "
+        f"metrics.json and checkpoints lie in {args.workdir}."
     )
     return 0
 

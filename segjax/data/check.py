@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent import futures
 
 import numpy as np
@@ -61,7 +61,7 @@ def check(source: Source) -> Report:
     faults = []
     pixels, shown = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
     ignored, sizes = 0, set()
-    results = _in_order(source, len(names))
+    results = _in_order(source, names)
     for result in track(results, len(names), f"Checking {source.dataset} {source.split}"):
         if isinstance(result, str):
             faults.append(result)
@@ -87,22 +87,22 @@ def check(source: Source) -> Report:
 Counts = tuple[np.ndarray, int, tuple[int, int]]
 
 
-def _in_order(source: Source, count: int) -> Iterator[Counts | str]:
+def _in_order(source: Source, names: Sequence[str]) -> Iterator[Counts | str]:
     with futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         try:
             # In slices, so that results don't pile up ahead of the reader.
-            for start in range(0, count, 256):
-                part = range(start, min(start + 256, count))
-                yield from pool.map(lambda index: _count(source, index), part)
+            for start in range(0, len(names), 256):
+                part = range(start, min(start + 256, len(names)))
+                yield from pool.map(lambda index: _count(source, index, names[index]), part)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _count(source: Source, index: int) -> Counts | str:
+def _count(source: Source, index: int, name: str) -> Counts | str:
     """Pixels per class, pixels without one, and the size; or what is wrong."""
     try:
         record = source.read(index)
-        images.read_image(record.image, source.names()[index])
+        images.read_image(record.image, name)
     except SegjaxError as error:
         return str(error)
     labelled = record.semantic[record.semantic != IGNORE]
@@ -121,8 +121,8 @@ def hints(report: Report) -> list[str]:
         found.append("no pixel has a class: every mask value is ignored.")
     elif report.never_seen and report.ignored > 0.02 * total:
         found.append(
-            f"{len(report.never_seen)} classes never occur while {report.ignored / total:.0%} of the"
-            " pixels are ignored; if 255 stands for a class in your masks, write class numbers"
+            f"{len(report.never_seen)} classes never occur while {report.ignored / total:.0%} of"
+            " the pixels are ignored; if 255 stands for a class in your masks, write class numbers"
             " instead (0, 1, ...)."
         )
     return found

@@ -16,8 +16,11 @@ from segjax.errors import SegjaxError
 from segjax.structs import IGNORE, Size
 
 IMAGE_SUFFIXES = frozenset(
-    ".avif .bmp .dib .gif .jfif .jp2 .jpe .jpeg .jpg .mpo .pbm .pgm .png .pnm .ppm .tga .tif .tiff"
-    " .webp .heic .heif".split()
+    f".{suffix}"
+    for suffix in (
+        *("avif", "bmp", "dib", "gif", "heic", "heif", "jfif", "jp2", "jpe", "jpeg", "jpg", "mpo"),
+        *("pbm", "pgm", "png", "pnm", "ppm", "tga", "tif", "tiff", "webp"),
+    )
 )
 
 
@@ -128,8 +131,8 @@ def plain_class_numbers(
             wrong = (numbers == IGNORE) & ~skip
             if wrong.any():
                 raise SegjaxError(
-                    f"{name}: value {values[wrong].min()} is the id of no class of {space.name}, and"
-                    f" is not among the ignored values {tuple(ignore)}."
+                    f"{name}: value {values[wrong].min()} is the id of no class of {space.name},"
+                    f" and is not among the ignored values {tuple(ignore)}."
                 )
             return numbers
         if reduce_zero_label:
@@ -152,8 +155,8 @@ def _out_of_range(name: str, label: int, space: LabelSpace, reduced: bool) -> st
             f" {space.classes} classes of {space.name} are labels 1 to {space.classes}."
         )
     return (
-        f"{name}: label {label} is not below the {space.classes} classes of {space.name}; if label 0"
-        ' means "other", set data.dataset.reduce_zero_label=True.'
+        f"{name}: label {label} is not below the {space.classes} classes of {space.name}; if label"
+        ' 0 means "other", set data.dataset.reduce_zero_label=True.'
     )
 
 

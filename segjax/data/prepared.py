@@ -190,7 +190,7 @@ def key_of(*facts: Any) -> str:
 
 def _path(source: Source, data_dir: str | os.PathLike[str]) -> Path:
     space = source.label_space
-    key = f"{source.split}-{source.key}-{key_of(space)[:4]}"
+    key = f"{source.split}-{source.key}-{key_of(space)[:6]}"
     return directory(data_dir) / f"segjax_{source.dataset}" / key / VERSION
 
 
@@ -292,8 +292,8 @@ def _open(path: Path) -> tuple[Any, dict[str, Any]]:
 
 def _damaged(path: Path, error: Exception) -> str:
     return (
-        f"{path}: the prepared copy is damaged ({type(error).__name__}: {error}); delete this folder"
-        " and run again."
+        f"{path}: the prepared copy is damaged ({type(error).__name__}: {error}); delete this"
+        " folder and run again."
     )
 
 

@@ -1,4 +1,4 @@
-"""Progress of long host work: a bar with an ETA on a terminal, a plain line now and then elsewhere."""
+"""Progress of long host work: a bar with an ETA on a terminal, elsewhere a line now and then."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ QUIET_SECONDS = 10.0
 
 
 def track(items: Iterable[Item], total: int, text: str) -> Iterator[Item]:
-    """Yields `items`, showing on stderr how many of `total` are done and how long the rest takes."""
+    """Yields `items`; shows on stderr how many of `total` are done and how long the rest takes."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import track as bar

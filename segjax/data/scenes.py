@@ -36,11 +36,11 @@ STUFF = 5
 
 # Hues (0..1) that a thing's paint is drawn around. No hue belongs to one class alone.
 HUES = {
-    DISC: (0.99, 0.80, 0.58),
-    RING: (0.06, 0.99, 0.52),
-    BOX: (0.07, 0.78, 0.65),
-    TRIANGLE: (0.47, 0.90, 0.10),
-    STAR: (0.14, 0.90, 0.55),
+    DISC: (0.99, 0.60),
+    RING: (0.06, 0.52),
+    BOX: (0.78, 0.08),
+    TRIANGLE: (0.46, 0.90),
+    STAR: (0.14, 0.88),
 }
 FREQUENCY = {DISC: 1.0, RING: 1.2, BOX: 1.0, TRIANGLE: 1.2, STAR: 1.2, POLE: 1.6, WIRE: 1.0}
 
@@ -393,16 +393,19 @@ def _light(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     x = np.linspace(-0.5, 0.5, width, dtype=np.float32)[None]
     slope = rng.uniform(0, 0.35) * (np.cos(turn) * x + np.sin(turn) * y)
     shade = slope + 0.12 * _noise(rng, (height, width), 0.5 * min(height, width))
-    cast = (1 + rng.uniform(-0.06, 0.06, 3)).astype(np.float32)
+    cast = (1 + rng.uniform(-0.05, 0.05, 3)).astype(np.float32)
     exposed = image * (rng.uniform(0.82, 1.15) * (1 + shade))[..., None] * cast
     exposed = np.clip(exposed, 0, 1) ** rng.uniform(0.8, 1.15)
-    grain = rng.standard_normal(image.shape, dtype=np.float32) * rng.uniform(0.004, 0.03)
+    grain = rng.standard_normal(image.shape, dtype=np.float32) * rng.uniform(0.004, 0.02)
     return np.round(np.clip(exposed + grain, 0, 1) * 255).astype(np.uint8)
 
 
 def _noise(rng, size, cell, octaves: int = 1) -> np.ndarray:  # noqa: ANN001
-    """Smooth noise [H, W], about -1..1; `cell` is the size of its features in pixels (one number, or
-    height and width). Each further octave has half the size and amplitude."""
+    """Smooth noise [H, W], about -1..1.
+
+    `cell` is the size of its features in pixels, one number or (height, width); every further
+    octave has half the size and amplitude.
+    """
     cells = np.broadcast_to(np.asarray(cell, float), (2,))
     total = np.zeros(size, np.float32)
     for octave in range(octaves):
@@ -422,7 +425,7 @@ def _profile(rng: np.random.Generator, length: int, cell: float, octaves: int) -
 
 
 def _window(canvas, centre, reach):  # noqa: ANN001, ANN202
-    """The part of the canvas within `reach` of `centre`: slices, and x, y relative to the centre."""
+    """The part of the canvas within `reach` of `centre`: slices, and x, y from the centre."""
     height, width = canvas.segments.shape
     top, bottom = int(max(centre[0] - reach, 0)), int(min(max(centre[0] + reach + 2, 0), height))
     left, right = int(max(centre[1] - reach, 0)), int(min(max(centre[1] + reach + 2, 0), width))

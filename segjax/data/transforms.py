@@ -76,8 +76,7 @@ def crop_window(
     if cat_max_ratio >= 1:
         return window
     for _ in range(10):
-        part = labels[window]
-        counts = np.bincount(part[part != IGNORE])
+        counts = np.bincount((labels[window] - IGNORE).ravel())[1:]
         counts = counts[counts > 0]
         if len(counts) > 1 and counts.max() / counts.sum() < cat_max_ratio:
             break

@@ -62,6 +62,12 @@ def to_published(layout: str, variables: Variables) -> dict[str, np.ndarray]:
     return published
 
 
+def published_names(layout: str, variables: Variables) -> dict[str, tuple[str, ...]]:
+    """Our path with its collection -> the published names that it comes from."""
+    sources = _table(layout).sources(flatten_dict(variables))
+    return {"/".join(path): source.names for path, source in sources.items()}
+
+
 def our_path(layout: str, name: str) -> str | None:
     """Where a published tensor goes, e.g. "backbone/block_3/norm1/scale"; None if it's dropped.
 

@@ -63,7 +63,7 @@ def test_split_folders_are_read(load):
 
 
 def test_255_is_not_counted_and_other_values_on_request(root, load):
-    image, mask = example(7)
+    _, mask = example(7)
     mask[0, :3] = 255, 2, 200
     write(root / "masks/train/a.png", mask)
     with pytest.raises(SegjaxError, match=r"a\.png: label 200 is not below the 3 classes"):
@@ -111,7 +111,7 @@ def test_palette_masks_are_read_by_index(root, load):
 
 
 def test_photographs_of_any_kind_lie_beside_each_other(root, load):
-    """A rotated JPEG, a 16-bit grey TIFF and a nested folder; a mask fits the upright photograph."""
+    """A rotated JPEG, a 16-bit TIFF and a nested folder; masks fit the upright photograph."""
     image, _ = example(3, 20, 30)
     exif = Image.Exif()
     exif[274] = 6

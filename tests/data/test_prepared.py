@@ -143,7 +143,7 @@ def test_without_locks_the_later_process_takes_the_copy_of_the_earlier(tmp_path,
 def test_a_damaged_copy_is_named(tmp_path):
     path = load(tmp_path).path
     next(path.glob("*.array_record*")).unlink()
-    with pytest.raises(SegjaxError, match="damaged.*delete this folder"):
+    with pytest.raises(SegjaxError, match=r"damaged.*delete this folder"):
         load(tmp_path)[0]
 
 

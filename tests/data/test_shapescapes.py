@@ -1,4 +1,4 @@
-"""Generated scenes: the same every time, of any size, and with labels that agree with each other."""
+"""Generated scenes: the same every time, of any size, with labels that agree."""
 
 from __future__ import annotations
 

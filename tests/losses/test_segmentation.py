@@ -11,7 +11,8 @@ from segjax.structs import IGNORE
 
 @pytest.mark.parametrize("over", ["all", "valid"])
 def test_both_denominators_are_those_of_torch_code(over):
-    """mmsegmentation averages the unreduced loss over all pixels, Segmenter takes torch's own mean."""
+    """mmsegmentation averages the unreduced loss over all pixels, Segmenter takes torch's own
+    mean."""
     torch = pytest.importorskip("torch", reason="torch is the oracle of losses")
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(2, 4, 6, 5)).astype(np.float32)

@@ -19,6 +19,7 @@ from segjax import importers
 from segjax.backbones.vit import PatchEmbed, resize_position
 from segjax.data import transforms
 from segjax.losses.segmentation import pixel_cross_entropy
+from segjax.metrics import confusion
 from segjax.ops import painting, resize
 from segjax.structs import IGNORE
 from segjax.systems import regproxy
@@ -304,6 +305,32 @@ def test_pipeline(args: Args, tensors: Arrays, inputs: Arrays) -> Outputs:
     return outputs | {"flip": np.array(flips), "sizes": np.array(sizes)}
 
 
+def miou(args: Args, tensors: Arrays, inputs: Arrays) -> Outputs:
+    total = confusion.zeros(args["num_classes"])
+    for i in range(sum(name.startswith("pred") for name in inputs)):
+        truth = inputs[f"gt{i}"].astype(np.int32)
+        if args["reduce_zero_label"]:
+            truth = np.where(truth == 0, args["ignore_label"], truth - (truth != 255))
+        truth = jnp.asarray(np.where(truth == args["ignore_label"], IGNORE, truth))
+        predicted = jnp.asarray(inputs[f"pred{i}"])
+        areas = confusion.image_areas(predicted[None], truth[None], args["num_classes"])
+        total = confusion.add(total, areas)
+    areas = confusion.to_host(total)
+    summary = confusion.summary(areas, [str(k) for k in range(args["num_classes"])])
+    outputs = {
+        "area_intersect": areas[confusion.INTERSECTION],
+        "area_union": confusion.union(areas),
+        "area_pred": areas[confusion.PREDICTED],
+        "area_label": areas[confusion.LABELLED],
+        "IoU": confusion.iou(areas),
+        "Acc": confusion.accuracy(areas),
+        "aAcc": confusion.pixel_accuracy(areas),
+        "mIoU": summary["mIoU"],
+        "mAcc": summary["mAcc"],
+    }
+    return {name: np.nan_to_num(x, nan=-1.0) for name, x in outputs.items()}
+
+
 def exact(case: Any, ours: np.ndarray, theirs: np.ndarray) -> float:
     return 0.0 if np.array_equal(ours, theirs) else np.inf
 
@@ -319,6 +346,7 @@ RUNNERS = {
     "regproxy.weight_decay": weight_decay,
     "regproxy.augment": augment,
     "regproxy.test_pipeline": test_pipeline,
+    "regproxy.miou": miou,
 }
 
 JUDGES = {

@@ -54,8 +54,8 @@ def _find(dataset: Mapping[str, Any]) -> tuple[ModuleType, dict[str, Any]]:
     if name not in known:
         near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
         raise SegjaxError(
-            f"config.data.dataset.name: there is no dataset '{name}' (did you mean '{near}'?); there"
-            f" are {', '.join(known)}."
+            f"config.data.dataset.name: there is no dataset '{name}' (did you mean '{near}'?);"
+            f" there are {', '.join(known)}."
         )
     module = importlib.import_module(f"{__name__}.{name}")
     parameters = inspect.signature(module.load).parameters

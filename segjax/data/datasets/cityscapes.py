@@ -15,8 +15,8 @@ from segjax.errors import SegjaxError
 
 FOLDERS = {"train": "train", "validation": "val"}
 LAYOUT = """
-leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png      (2975 images in train, 500 in val)
-leftImg8bit/val/...
+leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png      (2975 images)
+leftImg8bit/val/...                                                (500 images)
 gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png
 gtFine/val/...
 """

@@ -7,7 +7,6 @@ import sys
 
 import jax
 import numpy as np
-import pytest
 from ml_collections import ConfigDict
 
 from segjax import config as configs
@@ -75,13 +74,3 @@ def differences(a, b):
     far = {name: float(np.max(np.abs(a[name] - 1.0 * b[name]))) for name in a if a[name].size}
     return {name: value for name, value in far.items() if value != 0}
 
-
-@pytest.fixture
-def make_tiny():
-    return tiny_config
-
-
-@pytest.fixture
-def tools():
-    """The functions of this file, for test modules (test folders are not packages)."""
-    return sys.modules[__name__]
