@@ -21,6 +21,7 @@ from jax.extend import core
 from segjax import systems
 from segjax.backbones import vit
 from segjax.backbones.layers import BatchNorm, DepthwiseConv
+from segjax.inference.windows import starts
 from segjax.structs import Size, System
 
 
@@ -36,8 +37,6 @@ class Cost:
         macs: multiply-adds of all convolutions and matrix products up to the scores (before their
             resize to the image).
         macs_mmcv: multiply-adds, norms and activations as mmcv's counter sees them.
-        activation_bytes: estimate of what one training image keeps for the backward pass, before
-            the compiler saves any of it.
     """
 
     size: Size
@@ -46,7 +45,6 @@ class Cost:
     parameter_bytes: int
     macs: int
     macs_mmcv: int
-    activation_bytes: int
 
 
 def of_config(config: Mapping[str, Any]) -> Cost:
@@ -57,7 +55,7 @@ def of_config(config: Mapping[str, Any]) -> Cost:
     if settings["mode"] == "slide":
         size = tuple(settings["crop"])
         windows = math.prod(
-            max(side - crop + stride - 1, 0) // stride + 1
+            len(starts(side, crop, stride))
             for side, crop, stride in zip(full, size, settings["stride"])
         )
     return of_system(systems.build(config["model"]), size, windows)
@@ -65,23 +63,71 @@ def of_config(config: Mapping[str, Any]) -> Cost:
 
 def of_system(system: System, size: Size, windows: int = 1) -> Cost:
     """The cost of a system for one image of `size`."""
-    batch = {
-        "image": jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8),
-        "semantic": jax.ShapeDtypeStruct((1, *size), jnp.int16),
-    }
-    rng = jax.eval_shape(lambda: jax.random.key(0))
-    variables = jax.eval_shape(system.init, rng, batch)
+    variables, batch, _ = _inputs(system, size)
+    jaxpr, calls = _trace(lambda *given: system.predict(*given).scores, variables, batch)
     params = jax.tree.leaves(variables["params"])
     return Cost(
         size=size,
         windows=windows,
         parameters=sum(x.size for x in params),
-        parameter_bytes=sum(x.size * x.dtype.itemsize for x in params),
-        macs=macs(lambda *given: system.predict(*given).scores, variables, batch)
-        + _depthwise_macs(system.predict, variables, batch),
-        macs_mmcv=mmcv_macs(system.predict, variables, batch),
-        activation_bytes=_residual_bytes(system, variables, batch, rng),
+        parameter_bytes=_bytes(params),
+        macs=_jaxpr_macs(jaxpr) + sum(_depthwise_macs(*call) for call in calls),
+        macs_mmcv=_mmcv_macs(calls),
     )
+
+
+def activation_bytes(system: System, size: Size) -> int:
+    """What the training step keeps of one image of `size` for its backward pass.
+
+    An estimate: what automatic differentiation asks for, before the compiler fuses, drops or
+    recomputes any of it.
+    """
+    variables, batch, rng = _inputs(system, size)
+
+    def backward(variables: Any, batch: Any, rng: Any) -> Any:
+        def objective(params: Any) -> Any:
+            return system.loss({**variables, "params": params}, batch, rng)
+
+        return jax.vjp(objective, variables["params"], has_aux=True)[1]
+
+    kept = jax.tree.leaves(jax.eval_shape(backward, variables, batch, rng))
+    # The parameters themselves are among it.
+    return max(_bytes(kept) - _bytes(jax.tree.leaves(variables["params"])), 0)
+
+
+def _inputs(system: System, size: Size) -> tuple[Any, Any, Any]:
+    """Shapes of variables, of a batch of one, and of a random key."""
+    batch = {
+        "image": jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8),
+        "semantic": jax.ShapeDtypeStruct((1, *size), jnp.int16),
+    }
+    rng = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(system.init, rng, batch), batch, rng
+
+
+def _bytes(leaves: list[Any]) -> int:
+    return sum(x.size * x.dtype.itemsize for x in leaves)
+
+
+Call = tuple[nn.Module, Any, Any]
+"""A module that ran, its first input and its output."""
+
+
+def _trace(function: Callable[..., Any], *args: Any) -> tuple[core.Jaxpr, list[Call]]:
+    """The jaxpr of a function and the modules that run in it, outer ones before inner ones."""
+    calls: list[list[Any]] = []
+
+    def record(next_call: Callable[..., Any], given: Any, options: Any, context: Any) -> Any:
+        if context.method_name != "__call__":
+            return next_call(*given, **options)
+        entry = [context.module, given[0] if given else None, None]
+        calls.append(entry)
+        entry[2] = next_call(*given, **options)
+        return entry[2]
+
+    with nn.intercept_methods(record):
+        jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    return jaxpr, [tuple(entry) for entry in calls]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -120,7 +166,7 @@ def _equation_macs(equation: core.JaxprEqn) -> int:
     inner = [_jaxpr_macs(jaxpr) for jaxpr in _inner(params)]
     if name == "cond":
         return max(inner)
-    return sum(inner) * params.get("length", 1) if name == "scan" else sum(inner)
+    return sum(inner) * (params["length"] if name == "scan" else 1)
 
 
 def _inner(params: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
@@ -132,20 +178,16 @@ def _inner(params: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
                 yield one
 
 
-def _depthwise_macs(function: Callable[..., Any], *args: Any) -> int:
-    """Of the depthwise convolutions, which are multiplications and additions of shifted maps."""
-    return sum(
-        module.kernel_size**2 * out.size
-        for module, _, out in _calls(function, *args)
-        if isinstance(module, DepthwiseConv)
-    )
+def _depthwise_macs(module: nn.Module, x: Any, out: Any) -> int:
+    """Ours is made of shifted multiply-adds, which no jaxpr calls a convolution."""
+    return module.kernel_size**2 * out.size if isinstance(module, DepthwiseConv) else 0
 
 
 # --------------------------------------------------------------------------------------------------
 # mmcv's counter
 
 
-def mmcv_macs(function: Callable[..., Any], *args: Any) -> int:
+def _mmcv_macs(calls: list[Call]) -> int:
     """What mmcv 1.3's flops counter would print for the official modules.
 
     Convolutions count their multiply-adds and bias additions, linear layers their multiply-adds,
@@ -153,17 +195,16 @@ def mmcv_macs(function: Callable[..., Any], *args: Any) -> int:
     weight-standardised convolutions and group norms of the stem are classes that it doesn't know.
     """
     total = 0
-    hidden: tuple[str, ...] = ()
-    for module, x, out in _calls(function, *args):
-        if hidden and module.path[: len(hidden)] == hidden:
+    unseen: tuple[str, ...] = ("",)
+    for module, x, out in calls:
+        if module.path[: len(unseen)] == unseen:
             continue
         if isinstance(module, vit.Attention):
-            hidden = module.path
+            unseen = module.path
         elif isinstance(module, vit.PatchEmbed):
-            depth = module.patch**2 * x.shape[-1]
-            total += out.size * depth + out.size
+            total += out.size * (module.patch**2 * x.shape[-1] + 1)
         elif isinstance(module, DepthwiseConv):
-            total += module.kernel_size**2 * out.size
+            total += _depthwise_macs(module, x, out)
         elif isinstance(module, nn.LayerNorm):
             total += 2 * out.size
         elif isinstance(module, BatchNorm):  # a ReLU follows each
@@ -171,41 +212,6 @@ def mmcv_macs(function: Callable[..., Any], *args: Any) -> int:
         elif isinstance(module, nn.GroupNorm):  # unseen, but not the ReLU that follows each branch
             total += out.size * (module.name != "shortcut_norm")
         elif isinstance(module, nn.Dense):
-            total += out.size * x.shape[-1]
-            if module.name == "logits":  # officially a 1x1 convolution with bias
-                total += out.size
+            # `logits` is officially a 1x1 convolution with bias.
+            total += out.size * (x.shape[-1] + (module.name == "logits"))
     return total
-
-
-def _calls(function: Callable[..., Any], *args: Any) -> list[tuple[nn.Module, Any, Any]]:
-    """(module, first input, output) of every module that runs, outer ones before inner ones."""
-    calls = []
-
-    def record(next_call: Callable[..., Any], given: Any, options: Any, context: Any) -> Any:
-        if context.method_name != "__call__":
-            return next_call(*given, **options)
-        entry = [context.module, given[0] if given else None, None]
-        calls.append(entry)
-        entry[2] = next_call(*given, **options)
-        return entry[2]
-
-    with nn.intercept_methods(record):
-        jax.eval_shape(function, *args)
-    return [tuple(entry) for entry in calls]
-
-
-# --------------------------------------------------------------------------------------------------
-# Memory
-
-
-def _residual_bytes(system: System, variables: Any, batch: Any, rng: Any) -> int:
-    def backward(variables: Any, batch: Any, rng: Any) -> Any:
-        def objective(params: Any) -> Any:
-            return system.loss({**variables, "params": params}, batch, rng)
-
-        return jax.vjp(objective, variables["params"], has_aux=True)[1]
-
-    kept = jax.tree.leaves(jax.eval_shape(backward, variables, batch, rng))
-    total = sum(x.size * x.dtype.itemsize for x in kept)
-    params = jax.tree.leaves(variables["params"])
-    return max(total - sum(x.size * x.dtype.itemsize for x in params), 0)

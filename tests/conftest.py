@@ -7,8 +7,13 @@ import tempfile
 _SCRATCH = tempfile.mkdtemp(prefix="segjax_tests_")
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Programs are tiny here: compiling them takes far longer than running them.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+    ]
 ).strip()
 os.environ["TFDS_DATA_DIR"] = os.path.join(_SCRATCH, "tfds")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(_SCRATCH, "xla")

@@ -25,25 +25,28 @@ def main(argv: list[str]) -> int:
 
     from segjax import analysis  # what is slow to import comes after --help
     from segjax import config as configs
+    from segjax import systems
 
     config = configs.load(args.config, overrides)
     cost = analysis.of_config(config)
+    activations = analysis.activation_bytes(systems.build(config.model), config.augment.crop)
     if args.json:
         report = dataclasses.asdict(cost) | {
+            "activation_bytes_estimate": activations,
             "macs_total": cost.macs * cost.windows,
             "macs_mmcv_total": cost.macs_mmcv * cost.windows,
             "config": config.to_dict(),
         }
         print(json.dumps(report, indent=2))
         return 0
-    for name, value, text in _lines(cost):
+    for name, value, text in _lines(cost, activations):
         print(f"{name:<18} {value:>16}  {text}".rstrip())
     print("\nconfig")
     _print_tree(config.to_dict(), "  ")
     return 0
 
 
-def _lines(cost: Any) -> list[tuple[str, str, str]]:
+def _lines(cost: Any, activations: int) -> list[tuple[str, str, str]]:
     height, width = cost.size
     lines = [
         ("input", f"{height} x {width}", "pixels of one forward pass"),
@@ -52,8 +55,8 @@ def _lines(cost: Any) -> list[tuple[str, str, str]]:
         ("macs (mmcv)", _giga(cost.macs_mmcv), "as the papers of 2021-22 count: no attention"),
         (
             "activations",
-            _bytes(cost.activation_bytes),
-            "ESTIMATE per training image, before the compiler saves any",
+            _bytes(activations),
+            "ESTIMATE for one training image, before the compiler saves any",
         ),
     ]
     if cost.windows > 1:

@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,8 +36,11 @@ class TrainBatches:
     """An endless iterator of (batch, names); see `train_batches`."""
 
     def __init__(self, batches: grain.IterDataset) -> None:
-        self._iterator = iter(batches)
+        self._running = [iter(batches)]
         self._failure: SegjaxError | None = None
+        # Also ends when the program does, or with the last reference: Grain's own way is too late.
+        self.close = weakref.finalize(self, _end, self._running)
+        """Ends the worker processes and threads; there are no batches after it."""
 
     def __iter__(self) -> TrainBatches:
         return self
@@ -44,26 +48,26 @@ class TrainBatches:
     def __next__(self) -> tuple[dict[str, np.ndarray], list[str]]:
         if self._failure is not None:
             raise self._failure
+        if not self._running:
+            raise StopIteration
         try:
-            item = next(self._iterator)
+            item = next(self._running[0])
         except RuntimeError as error:
             if "terminated unexpectedly" not in str(error):
                 raise
-            self._failure = SegjaxError(
+            item = SegjaxError(
                 "a worker process of the data loader was killed (often for memory); lower"
                 " config.data.workers or free memory, and run again to resume."
             )
-            self.close()
-            raise self._failure from error
         if isinstance(item, SegjaxError):
             self._failure = item
             self.close()
             raise item
         return item["batch"], list(item["names"])
 
-    def close(self) -> None:
-        """Ends the worker processes and threads."""
-        self._iterator.close()
+
+def _end(running: list[grain.DatasetIterator]) -> None:
+    running.pop().close()
 
 
 def train_batches(

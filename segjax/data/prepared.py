@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
@@ -113,13 +114,14 @@ class Dataset:
         except Exception as error:
             raise SegjaxError(_damaged(self.path, error)) from error
         name = _text(stored["name"])
+        where = f"{name} of {self.path}"
         example = {
-            "image": images.read_image(stored["image"], name),
-            "semantic": _read_label_png(stored["semantic"], name).astype(np.int16),
+            "image": images.read_image(stored["image"], where),
+            "semantic": _read_label_png(stored["semantic"], where).astype(np.int16),
             "name": name,
         }
         if self._has_segments:
-            example["segments"] = _read_label_png(stored["segments"], name)
+            example["segments"] = _read_label_png(stored["segments"], where)
             example["segment_class"] = np.asarray(stored["segment_class"], np.int32)
             example["segment_is_crowd"] = np.asarray(stored["segment_is_crowd"], bool)
         return example
@@ -154,17 +156,44 @@ def prepare(source: Source, data_dir: str | os.PathLike[str] = "") -> Dataset:
     """
     path = _path(source, data_dir)
     if not (path / "dataset_info.json").exists():
-        with _exclusive(path.parent.parent / f"{path.parent.name}.lock"):
+        with _exclusive(path.parent.parent / f"{path.parent.name}.lock") as alone:
             if not (path / "dataset_info.json").exists():
-                _write(source, path)
+                _write(source, path, clean=alone)
     return Dataset(path)
 
 
-def find_prepared(dataset: str, split: str, data_dir: str | os.PathLike[str] = "") -> Path | None:
-    """The newest prepared copy of a split, for where the original files are gone; None without."""
-    root = directory(data_dir) / f"segjax_{dataset}"
-    found = list(root.glob(f"{split}-*/{VERSION}/dataset_info.json"))
-    return max(found, key=lambda file: file.stat().st_mtime).parent if found else None
+def prepare_official(
+    dataset: str,
+    split: str,
+    data_dir: str | os.PathLike[str],
+    find: Callable[[], Source],
+    manual_dir: str | os.PathLike[str] = "",
+) -> Dataset:
+    """`prepare(find())`; or, where the default manual directory is gone, the newest existing copy.
+
+    Copies of data that lies elsewhere (see `custom_key`) are not taken for the official one.
+    """
+    if not manual_dir and not manual_directory(dataset, data_dir).is_dir():
+        root = directory(data_dir) / f"segjax_{dataset}"
+        ready = [
+            file
+            for file in root.glob(f"{split}-*/{VERSION}/dataset_info.json")
+            if not file.parts[-3].startswith(f"{split}-custom")
+        ]
+        if ready:
+            newest = Dataset(max(ready, key=lambda file: file.stat().st_mtime).parent)
+            print(
+                f"{dataset}: the original files are gone; using {len(newest)} examples prepared in"
+                f" {newest.path}.",
+                file=sys.stderr,
+            )
+            return newest
+    return prepare(find(), data_dir)
+
+
+def custom_key(key: str, *options: Any) -> str:
+    """Marks a key as not official if any of the options was given."""
+    return f"custom-{key}" if any(options) else key
 
 
 def directory(data_dir: str | os.PathLike[str] = "") -> Path:
@@ -194,17 +223,18 @@ def _path(source: Source, data_dir: str | os.PathLike[str]) -> Path:
     return directory(data_dir) / f"segjax_{source.dataset}" / key / VERSION
 
 
-def _write(source: Source, path: Path) -> None:
+def _write(source: Source, path: Path, clean: bool = False) -> None:
+    """Writes the copy. `clean` removes what killed processes left; only safe under a lock."""
     from segjax.data import builder  # TFDS takes half a second to import
 
     names = source.names()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in path.parent.glob("*incomplete*"):
+        for leftover in path.parent.glob("*incomplete*") if clean else ():
             shutil.rmtree(leftover, ignore_errors=True)
         builder.write(source, names, path)
-    except SegjaxError:
-        raise
+    except SegjaxError as error:
+        raise SegjaxError(f"{error} (segjax data check lists all faults at once.)") from None
     except Exception as error:
         # Without locks (some network disks) another process may have been first.
         if (path / "dataset_info.json").exists():
@@ -228,7 +258,7 @@ def _existing(path: Path) -> Path:
 
 def examples(source: Source, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Reads all records as they are stored, in order, a few ahead of the writer; shows progress."""
-    threads = os.cpu_count() or 1
+    threads = min(os.cpu_count() or 1, 32)
     ahead: collections.deque[futures.Future] = collections.deque()
     with futures.ThreadPoolExecutor(threads) as pool:
         try:
@@ -274,7 +304,7 @@ def _read_label_png(data: bytes, name: str) -> np.ndarray:
     """int32 [H, W], -1 where unlabelled."""
     stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if stored is None:
-        raise SegjaxError(f"{name}: its stored label map is damaged; delete the prepared copy.")
+        raise SegjaxError(f"{name}: its label map is damaged; delete this prepared copy.")
     labels = stored.astype(np.int32)
     labels[stored == np.iinfo(stored.dtype).max] = -1
     return labels
@@ -302,12 +332,12 @@ def _text(value: str | bytes) -> str:
 
 
 @contextlib.contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """Holds a lock file; says so when it has to wait. Without lock support, goes on without."""
+def _exclusive(path: Path) -> Iterator[bool]:
+    """Holds a lock file, and says so when it has to wait; gives False where there are no locks."""
     try:
         import fcntl
     except ImportError:
-        yield
+        yield False
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -321,8 +351,9 @@ def _exclusive(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"Another process prepares {path.stem}; waiting for it.", flush=True)
+            print(f"Another process prepares {path.stem}; waiting for it.", file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
-            pass
-        yield
+            yield False
+            return
+        yield True

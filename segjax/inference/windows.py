@@ -231,6 +231,33 @@ def _blocks(span: Span, cells: int, mirrored: bool, tile: int, length: int) -> a
     return assembly.blocks(*taps, tile, length)
 
 
+def join_regions(regions: np.ndarray, copy: Copy) -> np.ndarray:
+    """One region map of the whole image, from those of its windows.
+
+    Args:
+        regions: int [n, h, w], region numbers within each window, row-major windows.
+        copy: the plan.
+
+    Returns:
+        int32 [H, W] at the original size. Windows are numbered through. Where windows overlap,
+        the one whose centre is nearest counts.
+    """
+    row_window, row_cell = _nearest_cell(copy.rows, regions.shape[1], False)
+    column_window, column_cell = _nearest_cell(copy.columns, regions.shape[2], copy.mirrored)
+    window = row_window[:, None] * copy.grid[1] + column_window
+    offset = window * (int(regions.max()) + 1)
+    return (regions[window, row_cell[:, None], column_cell] + offset).astype(np.int32)
+
+
+def _nearest_cell(span: Span, cells: int, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
+    """For each original pixel of an axis its window and the cell of that window it lies in."""
+    pixels = (np.arange(span.original) * span.inner) // span.original
+    distance = np.abs(pixels[:, None] + 0.5 - (np.asarray(span.starts) + span.window / 2))
+    window = distance.argmin(axis=1)
+    cell = (pixels - np.asarray(span.starts)[window]) * cells // span.window
+    return (window[::-1], cell[::-1]) if mirrored else (window, cell)
+
+
 def output_size(size: Size) -> Size:
     """A size that holds `size`, one of few: multiples of 64, four to the octave above 256."""
     return tuple(_rung(int(side)) for side in size)

@@ -123,7 +123,7 @@ def summary(areas: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
 
     Returns:
         mIoU, mAcc and aAcc (over all pixels) in percent, and `classes`: for each class its name,
-        IoU and accuracy in percent (NaN where there is nothing to divide by), and its labelled and
+        IoU and Acc in percent (None where there is nothing to divide by), and its labelled and
         predicted pixels.
     """
     rows = zip(names, iou(areas), accuracy(areas), areas[LABELLED], areas[PREDICTED])
@@ -134,14 +134,18 @@ def summary(areas: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
         "classes": [
             {
                 "name": name,
-                "IoU": percent_mean(class_iou),
-                "Acc": percent_mean(class_accuracy),
+                "IoU": _percent_or_none(class_iou),
+                "Acc": _percent_or_none(class_accuracy),
                 "labelled": int(labelled),
                 "predicted": int(predicted),
             }
             for name, class_iou, class_accuracy, labelled, predicted in rows
         ],
     }
+
+
+def _percent_or_none(value: float) -> float | None:
+    return None if np.isnan(value) else percent_mean(value)
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

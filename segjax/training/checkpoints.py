@@ -128,7 +128,7 @@ class Checkpoints:
         def read(path: Path) -> tuple[TrainState, Meta]:
             meta = _read_meta(path)
             has_optimizer = any(name.startswith("optimizer/") for name in meta["leaves"])
-            target = {"variables": variables} | ({"optimizer": optimizer} * has_optimizer)
+            target = {"variables": variables} | ({"optimizer": optimizer} if has_optimizer else {})
             return _state_from(_read_items(path, target, meta), abstract), meta
 
         return _newest_whole(self.folder, read, move_to=self._workdir / "damaged")

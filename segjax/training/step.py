@@ -38,7 +38,7 @@ def make_step(
             return system.loss({"params": params, **state.stats}, batch, rng, accumulate)
 
         (value, (scalars, stats)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
-        norm = optax.global_norm(gradients)
+        norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradients)))
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = state.ema

@@ -6,6 +6,9 @@ import collections
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 
 import numpy as np
@@ -146,7 +149,7 @@ def with_a_corrupt_image(tmp_path_factory):
 def test_a_corrupt_image_stops_with_its_name(with_a_corrupt_image, workers):
     batches = loader.train_batches(with_a_corrupt_image, AUGMENT, 2, workers=workers)
     try:
-        with pytest.raises(SegjaxError, match="train/000006: ") as caught:
+        with pytest.raises(SegjaxError, match=r"train/000006 of .*: ") as caught:
             for _ in range(6):
                 next(batches)
         with pytest.raises(SegjaxError) as again:  # and does not go on as if nothing had been
@@ -178,10 +181,36 @@ def test_a_killed_worker_is_an_error_and_no_hang(dataset, after):
     assert set(multiprocessing.active_children()) <= before
 
 
-def test_closing_ends_the_workers(dataset):
+def test_closing_ends_the_workers_and_the_batches(dataset):
     before = set(multiprocessing.active_children())
-    take(dataset, 1, workers=1)
+    batches = loader.train_batches(dataset, AUGMENT, 4, workers=1)
+    next(batches)
+    batches.close()
+    batches.close()
     assert set(multiprocessing.active_children()) <= before
+    assert list(batches) == []
+
+
+def test_a_program_that_forgets_to_close_ends_quietly(dataset):
+    script = textwrap.dedent(f"""
+        from segjax.data import loader, prepared
+        dataset = prepared.Dataset({str(dataset.path)!r})
+        batches = loader.train_batches(dataset, {AUGMENT!r}, 4)
+        next(batches)
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_fewer_examples_than_a_batch_fill_it_again_and_again(tmp_path, count):
+    options = {"name": "shapescapes", "size": (32, 48), "train": count}
+    few = datasets.load(options, "train", str(tmp_path))
+    names = [name for _, part in take(few, 3, batch=4) for name in part]
+    assert len(names) == 12 and len(set(names)) == count
+    assert max(names.count(name) for name in names) == 12 // count
 
 
 def test_workers_ignore_what_is_sent_to_the_whole_group(dataset):

@@ -94,12 +94,17 @@ def test_label_spaces_need_no_data(name):
     assert datasets.label_space({"name": name}).classes > 10
 
 
-def test_a_prepared_copy_outlives_the_original_files(ade, tmp_path):
+def test_a_prepared_copy_outlives_the_original_files(ade, tmp_path, capsys):
     first = load(tmp_path, "ade20k")
-    ade.rename(tmp_path / "elsewhere")
+    other = tmp_path / "other"
+    write(other / "images/training/x.jpg", photo(3))
+    write(other / "annotations/training/x.png", np.ones((12, 18), np.uint8))
+    load(tmp_path, "ade20k", manual_dir=str(other))  # newer, but not the official data
+    ade.parent.rename(tmp_path / "elsewhere")
     again = load(tmp_path, "ade20k")
     assert again.fingerprint == first.fingerprint
     np.testing.assert_array_equal(again[0]["semantic"], first[0]["semantic"])
+    assert "original files are gone; using 1 examples" in capsys.readouterr().err
 
 
 # Cityscapes

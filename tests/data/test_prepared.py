@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import pickle
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segjax.data import datasets, images, labels, prepared
+from segjax.data import builder, datasets, images, labels, prepared
 from segjax.data.prepared import Record, Source
 from segjax.errors import SegjaxError
 
@@ -72,6 +73,16 @@ def test_a_fault_leaves_nothing_that_looks_complete(tmp_path):
         prepared.prepare(a_source(read=read), tmp_path)
     assert not list(tmp_path.glob("segjax_few/*/*"))
     assert len(prepared.prepare(a_source(), tmp_path)) == 3
+
+
+def test_a_full_disk_is_told_with_the_place(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(builder, "write", full)
+    with pytest.raises(SegjaxError, match=r"segjax_few.*No space left.*another data_dir"):
+        prepared.prepare(a_source(), tmp_path)
+    assert not list(tmp_path.glob("segjax_few/train*/*"))
 
 
 def test_an_interruption_leaves_nothing_that_looks_complete(tmp_path):
@@ -155,7 +166,7 @@ def test_a_corrupt_stored_image_is_named(tmp_path):
         return record
 
     found = prepared.prepare(a_source(read=read), tmp_path)
-    with pytest.raises(SegjaxError, match="n1: "):
+    with pytest.raises(SegjaxError, match=r"n1 of .*segjax_few"):
         found[1]
     assert found[2]["name"] == "n2"
 

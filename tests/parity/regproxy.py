@@ -7,7 +7,7 @@ sides; weights pass the library's importer.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from configs import common
 from segjax import importers
 from segjax.backbones.vit import PatchEmbed, resize_position
 from segjax.data import transforms
+from segjax.inference import runner
 from segjax.losses.segmentation import pixel_cross_entropy
 from segjax.metrics import confusion
 from segjax.ops import painting, resize
@@ -155,6 +156,45 @@ def given_labels(label: np.ndarray, ignore: int) -> jax.Array:
     """[B, 1, H, W] with the files' ignore value -> [B, H, W] with ours."""
     label = label[:, 0].astype(np.int16)
     return jnp.asarray(np.where(label == ignore, IGNORE, label))
+
+
+# --------------------------------------------------------------------------------------------------
+# Inference
+
+
+def slide(args: Args, tensors: Arrays, inputs: Arrays) -> Outputs:
+    image = np.asarray(nhwc(inputs["img"]))[0]
+
+    def infer(size: tuple[int, int], what: str, mirrored: bool = False) -> np.ndarray:
+        return infer_copies(args, tensors, [image], [mirrored], size, what)
+
+    return {
+        "logits_window": infer(image.shape[:2], "scores"),
+        "logits": infer(args["ori_size"], "scores"),
+        "prob": infer(args["ori_size"], "probabilities", args["flip"]),
+    }
+
+
+def multiscale_flip(args: Args, tensors: Arrays, inputs: Arrays) -> Outputs:
+    flips = [bool(flip) for flip in inputs["flip"]]
+    images = [np.asarray(nhwc(inputs[f"img{i}"]))[0] for i in range(len(flips))]
+    size = args["ori_size"]
+    return {"prob": infer_copies(args, tensors, images, flips, size, "probabilities")}
+
+
+def infer_copies(
+    args: Args,
+    tensors: Arrays,
+    images: list[np.ndarray],
+    flips: list[bool],
+    size: Sequence[int],
+    what: str,
+) -> np.ndarray:
+    """`runner.infer_ready` on normalised images [h, w, 3] -> [1, K, *size]."""
+    system, variables = make_system(args, tensors)
+    settings = dict(crop=tuple(args["crop"]), stride=tuple(args["stride"]))
+    out = runner.infer_ready(system, variables, images, flips, tuple(size), settings, what)
+    return nchw(out[None])
 
 
 # --------------------------------------------------------------------------------------------------
@@ -339,6 +379,8 @@ RUNNERS = {
     "regproxy.forward": forward,
     "regproxy.hybrid_stem": hybrid_stem,
     "regproxy.head_train_step": head_train_step,
+    "regproxy.slide": slide,
+    "regproxy.multiscale_flip": multiscale_flip,
     "regproxy.paint": paint,
     "regproxy.loss": loss,
     "regproxy.pos_embed": pos_embed,

@@ -31,11 +31,13 @@ def load(
         manual_dir: the folder ADEChallengeData2016, or the one it lies in; default
             <data_dir>/downloads/manual/ade20k. When it is gone, an existing prepared copy is used.
     """
-    if not manual_dir and not _root(data_dir, "").is_dir():
-        ready = prepared.find_prepared("ade20k", split, data_dir)
-        if ready:
-            return Dataset(ready)
-    return prepared.prepare(source(split, data_dir, manual_dir=manual_dir), data_dir)
+    return prepared.prepare_official(
+        "ade20k",
+        split,
+        data_dir,
+        lambda: source(split, data_dir, manual_dir=manual_dir),
+        manual_dir,
+    )
 
 
 def label_space(**options: object) -> LabelSpace:
@@ -66,7 +68,9 @@ def source(
         dataset="ade20k",
         split=split,
         space=space,
-        key=prepared.key_of([(path.name, path.stat().st_size) for path in found]),
+        key=prepared.custom_key(
+            prepared.key_of([(path.name, path.stat().st_size) for path in found]), manual_dir
+        ),
         pairs=lambda: [
             Pair(f"{split}/{path.stem}", path, mask_root / f"{path.stem}.png") for path in found
         ],

@@ -39,11 +39,13 @@ def load(
         labels: "labelIds", the files of the official archive, or "labelTrainIds", those of the
             official preparation script. Both give the same classes.
     """
-    if not manual_dir and not _root(data_dir, "").is_dir():
-        ready = prepared.find_prepared("cityscapes", split, data_dir)
-        if ready:
-            return Dataset(ready)
-    return prepared.prepare(source(split, data_dir, manual_dir=manual_dir, labels=labels), data_dir)
+    return prepared.prepare_official(
+        "cityscapes",
+        split,
+        data_dir,
+        lambda: source(split, data_dir, manual_dir=manual_dir, labels=labels),
+        manual_dir,
+    )
 
 
 def label_space(**options: object) -> LabelSpace:
@@ -91,7 +93,10 @@ def source(
         dataset="cityscapes",
         split=split,
         space=space,
-        key=prepared.key_of(labels, [(path.name, path.stat().st_size) for path in found]),
+        key=prepared.custom_key(
+            prepared.key_of(labels, [(path.name, path.stat().st_size) for path in found]),
+            manual_dir,
+        ),
         pairs=lambda: [pair(path) for path in found],
         class_numbers=_from_label_ids if labels == "labelIds" else _from_train_ids,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -56,20 +57,14 @@ def load(
         categories: a JSON list of {"id", "name", "isthing", "color"} in class order, for data with
             other categories; default: the 133 of COCO.
     """
-    if not manual_dir and not _root(data_dir, "").is_dir():
-        ready = prepared.find_prepared("coco_panoptic", split, data_dir)
-        if ready:
-            return Dataset(ready)
-    found = source(
+    paths = dict(images=images, masks=masks, annotations=annotations, categories=categories)
+    return prepared.prepare_official(
+        "coco_panoptic",
         split,
         data_dir,
-        manual_dir=manual_dir,
-        images=images,
-        masks=masks,
-        annotations=annotations,
-        categories=categories,
+        lambda: source(split, data_dir, manual_dir=manual_dir, **paths),
+        manual_dir,
     )
-    return prepared.prepare(found, data_dir)
 
 
 def label_space(
@@ -176,12 +171,14 @@ def source(
             segment_is_crowd=crowds,
         )
 
-    stat = json_path.stat()
+    facts = [images, masks, annotations, json_path.stat().st_size, _digest(json_path)]
+    if manual_dir:  # files of one's own change; COCO's don't
+        facts += [_listing(image_root), _listing(mask_root)]
     return Source(
         dataset="coco_panoptic",
         split=split,
         label_space=space,
-        key=prepared.key_of(images, masks, annotations, stat.st_size, _digest(json_path)),
+        key=prepared.custom_key(prepared.key_of(*facts), manual_dir),
         segments=True,
         names=lambda: [f"{split}/{Path(row['file_name']).stem}" for row in listed()[0]],
         read=read,
@@ -216,6 +213,11 @@ def _read_json(path: Path) -> Any:
         raise SegjaxError(f"{path}: there is no such file.") from None
     except ValueError as error:
         raise SegjaxError(f"{path}: this is not JSON, or it is truncated ({error}).") from None
+
+
+def _listing(folder: Path) -> list[tuple[str, int, int]]:
+    entries = [(entry.name, entry.stat()) for entry in os.scandir(folder)]
+    return sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in entries)
 
 
 def _digest(path: Path) -> str:

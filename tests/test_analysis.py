@@ -1,0 +1,115 @@
+"""Costs from shapes: the figures of the released models, and that nothing is computed."""
+
+from __future__ import annotations
+
+import json
+import resource
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from segjax import analysis, cli, config, systems
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "regproxy"
+
+# name: parameters, all multiply-adds, mmcv's count (of one window), windows; as printed.
+RELEASED = {
+    "ade20k_ti16": (5_779_494, "10.55", "3.887", 4),
+    "ade20k_s16": (22_249_254, "32.04", "15.10", 4),
+    "ade20k_b16": (87_261_990, "108.0", "59.59", 4),
+    "ade20k_l16": (306_102_566, "612.9", "325.93", 4),
+    "ade20k_r26_s32": (36_392_038, "18.57", "3.94", 4),
+    "ade20k_r50_l32": (329_692_518, "163.8", "82.24", 4),
+    "cityscapes_ti16": (5_999_971, "37.2", "8.684", 8),
+    "cityscapes_s16": (22_690_339, "99.1", "33.85", 8),
+    "cityscapes_b16": (88_144_291, "296.9", "133.70", 8),
+    "cityscapes_l16": (306_689_187, "961.9", "468.94", 8),
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_models_cost_what_is_known(name):
+    """Parameters exactly, multiply-adds to the printed digit (10^9)."""
+    parameters, macs, mmcv, windows = RELEASED[name]
+    cost = analysis.of_config(config.load(CONFIGS / f"{name}.py"))
+    assert cost.parameters == parameters
+    assert cost.parameter_bytes == 4 * parameters
+    for count, printed in ((cost.macs, macs), (cost.macs_mmcv, mmcv)):
+        digits = len(printed.partition(".")[2])
+        assert f"{count / 1e9:.{digits}f}" == printed
+    assert cost.windows == windows
+
+
+def test_nothing_is_allocated():
+    """ViT-L/16 has 1.2 GB of parameters."""
+    jax.random.key(0)  # start the backend
+    arrays = len(jax.live_arrays())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    analysis.of_config(config.load(CONFIGS / "ade20k_l16.py"))
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert len(jax.live_arrays()) == arrays
+    assert grown < 400 * 1024
+
+
+def test_macs_of_convolutions_products_loops_and_branches():
+    x = jnp.zeros((2, 8, 8, 4))
+    kernel = jnp.zeros((3, 3, 2, 6))
+    dimensions = ("NHWC", "HWIO", "NHWC")
+
+    def grouped(x):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (2, 2), "SAME", dimension_numbers=dimensions, feature_group_count=2
+        )
+
+    assert analysis.macs(grouped, x) == 2 * 4 * 4 * 6 * 9 * 2
+    a = jnp.zeros((5, 7))
+    assert analysis.macs(lambda a: a @ a.T, a) == 5 * 7 * 5
+    square = jnp.zeros((5, 5))
+    looped = lambda a: jax.lax.scan(lambda c, _: (c @ c, None), a, length=3)[0]  # noqa: E731
+    assert analysis.macs(looped, square) == 3 * 125
+    branched = lambda a: jax.lax.cond(a[0, 0] > 0, lambda a: a @ a @ a, lambda a: a @ a, a)  # noqa: E731
+    assert analysis.macs(branched, square) == 250
+    assert analysis.macs(lambda a: (a @ a, a + 1)[1], square) == 0  # nothing depends on it
+    assert analysis.macs(jax.jit(jax.checkpoint(lambda a: a @ a)), square) == 125
+
+
+def test_less_is_kept_for_the_backward_pass_with_remat():
+    model = dict(system="regproxy", classes=12, image_size=(64, 64))
+    model["backbone"] = dict(width=64, depth=4, heads=2, patch=8)
+    model["early_block"] = 0
+    plain, remat = (
+        analysis.activation_bytes(systems.build(model | {"remat": flag}), (64, 64))
+        for flag in (False, True)
+    )
+    assert 0 < remat < 0.5 * plain
+
+
+def test_info_prints_json(capsys):
+    path = CONFIGS / "cityscapes_ti16.py"
+    assert cli.main(["info", f"--config={path}", "--config.seed=9", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["parameters"] == 5_999_971
+    assert round(report["macs_mmcv_total"] / 1e9, 1) == 69.5
+    assert report["macs_total"] == 8 * report["macs"]
+    assert report["config"]["seed"] == 9
+
+
+def test_info_prints_text(capsys):
+    assert cli.main(["info", f"--config={CONFIGS / 'ade20k_ti16.py'}"]) == 0
+    text = capsys.readouterr().out
+    assert "5,779,494" in text and "10.55 G" in text and "3.887 G" in text
+    assert "ESTIMATE" in text and "early_block: 4" in text
+
+
+def test_a_linear_head_is_counted_too():
+    """Table 3's baseline: 3.818 G and 5.71 M."""
+    settings = config.load(CONFIGS / "ade20k_ti16.py")
+    model = settings.model.to_dict()
+    for field in ("early_block", "region"):
+        model.pop(field, None)
+    settings.model = config.ConfigDict(model | {"system": "linear_vit"})
+    cost = analysis.of_config(settings)
+    assert round(cost.parameters / 1e6, 2) == 5.71
+    assert round(cost.macs_mmcv / 1e9, 3) == 3.818

@@ -1,0 +1,96 @@
+"""AdamW against its formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segjax import config as configs
+from segjax.errors import SegjaxError
+from segjax.training import optimizer as optimizers
+
+CONSTANT = dict(name="constant", warmup_steps=0, warmup_ratio=1.0)
+
+
+def settings(**changes):
+    return {**configs.defaults().optimizer.to_dict(), "learning_rate": 0.1, **changes}
+
+
+def params():
+    leaf = jnp.array([1.0, -2.0, 3.0])
+    return {
+        "backbone": {
+            "pos_embed": leaf,
+            "block_0": {"norm1": {"scale": leaf}, "mlp": {"bias": leaf}},
+            "block_1": {"mlp": {"bias": leaf}},
+            "norm": {"scale": leaf},
+        },
+        "head": {"norm": {"scale": leaf}},
+    }
+
+
+def test_adamw_is_torchs():
+    torch = pytest.importorskip("torch")
+    values = np.linspace(-1, 1, 7, dtype=np.float32)
+    gradients = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
+    theirs = torch.nn.Parameter(torch.tensor(values))
+    reference = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.2)
+    adamw = optimizers.adamw(settings(weight_decay=0.2), CONSTANT, 10)
+    ours = {"w": jnp.array(values)}
+    state = adamw.init(ours)
+    for gradient in gradients:
+        theirs.grad = torch.tensor(gradient)
+        reference.step()
+        updates, state = adamw.update({"w": jnp.array(gradient)}, state, ours)
+        ours = jax.tree.map(jnp.add, ours, updates)
+    # optax takes 1 - 0.999^t in float32, which is 1.3e-5 off at t = 1; each update is 0.1 long.
+    np.testing.assert_allclose(ours["w"], theirs.detach().numpy(), atol=1.3e-5 * 0.1 * 5)
+
+
+def test_no_decay_names_parameters_by_path():
+    mask = optimizers.decay_mask(params(), (r"pos_embed$", r"backbone/(block_\d+/)?norm\d?/"))
+    decayed = dict(zip(optimizers.paths(mask), jax.tree.leaves(mask)))
+    assert {path for path, yes in decayed.items() if yes} == {
+        "backbone/block_0/mlp/bias",
+        "backbone/block_1/mlp/bias",
+        "head/norm/scale",
+    }
+
+
+def test_parameters_without_decay_stay_where_gradients_are_zero():
+    adamw = optimizers.adamw(settings(no_decay=("norm",), weight_decay=0.5), CONSTANT, 10)
+    zero = jax.tree.map(jnp.zeros_like, params())
+    updates, _ = adamw.update(zero, adamw.init(params()), params())
+    assert not updates["head"]["norm"]["scale"].any()
+    np.testing.assert_allclose(updates["backbone"]["pos_embed"], [-0.05, 0.1, -0.15], rtol=1e-6)
+
+
+def test_layer_decay_falls_with_depth():
+    multipliers = optimizers.rate_multipliers(params(), 0.5)
+    assert multipliers["backbone"]["pos_embed"] == 0.125
+    assert multipliers["backbone"]["block_0"]["mlp"]["bias"] == 0.25
+    assert multipliers["backbone"]["block_1"]["mlp"]["bias"] == 0.5
+    assert multipliers["backbone"]["norm"]["scale"] == multipliers["head"]["norm"]["scale"] == 1
+
+
+def test_layer_decay_scales_the_update():
+    gradients = jax.tree.map(jnp.ones_like, params())
+    updates = []
+    for layer_decay in (1.0, 0.5):
+        adamw = optimizers.adamw(settings(layer_decay=layer_decay), CONSTANT, 10)
+        updates.append(adamw.update(gradients, adamw.init(params()), params())[0])
+    scaled = jax.tree.map(jnp.multiply, updates[0], optimizers.rate_multipliers(params(), 0.5))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates[1], scaled)
+
+
+def test_clipping_bounds_the_norm_of_all_gradients_together():
+    adamw = optimizers.adamw(settings(clip_norm=1.0, beta1=0.0), CONSTANT, 10)
+    gradients = {"a": jnp.array([30.0]), "b": jnp.array([40.0])}
+    _, state = adamw.update(gradients, adamw.init(gradients), gradients)
+    moments = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (1,)]
+    np.testing.assert_allclose(sorted(float(m[0]) for m in moments)[-2:], [0.6, 0.8], rtol=1e-6)
+
+
+def test_a_broken_regex_is_named():
+    with pytest.raises(SegjaxError, match=r"no_decay: '\(norm' is not a regular expression"):
+        optimizers.decay_mask(params(), ("(norm",))
