@@ -97,10 +97,10 @@ def test_info_prints_json(capsys):
 
 
 def test_info_prints_text(capsys):
-    assert cli.main(["info", f"--config={CONFIGS / 'ade20k_ti16.py'}"]) == 0
+    assert cli.main(["info", f"--config={CONFIGS / 'shapescapes_tiny.py'}"]) == 0
     text = capsys.readouterr().out
-    assert "5,779,494" in text and "10.55 G" in text and "3.887 G" in text
-    assert "ESTIMATE" in text and "early_block: 4" in text
+    assert "parameters" in text and "ESTIMATE" in text
+    assert "early_block: " in text and "learning_rate: " in text
 
 
 def test_a_linear_head_is_counted_too():

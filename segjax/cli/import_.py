@@ -46,9 +46,7 @@ def main(argv: list[str]) -> int:
             " set config.data.dataset to what the checkpoint was trained on."
         )
     image = jax.ShapeDtypeStruct((1, *config.augment.crop, 3), jnp.uint8)
-    expected = jax.eval_shape(
-        lambda batch: system.init(jax.random.key(0), batch), {"image": image}
-    )
+    expected = jax.eval_shape(lambda batch: system.init(jax.random.key(0), batch), {"image": image})
     tensors = importers.read(args.checkpoint)
     variables = importers.to_variables(args.layout, tensors, expected, args.checkpoint)
 

@@ -23,9 +23,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     args, overrides = parser.parse_known_args(argv)
 
-    from segjax import analysis  # what is slow to import comes after --help
+    from segjax import analysis, systems  # what is slow to import comes after --help
     from segjax import config as configs
-    from segjax import systems
 
     config = configs.load(args.config, overrides)
     cost = analysis.of_config(config)

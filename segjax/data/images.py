@@ -6,6 +6,7 @@ pixels); everything else goes through Pillow.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import struct
@@ -94,16 +95,16 @@ def read_labels(source: str | os.PathLike[str] | bytes, name: str = "") -> np.nd
 
 def image_size(data: bytes, name: str = "") -> tuple[int, int]:
     """(height, width) of the picture `read_image` would return; plain files are not decoded."""
-    if not is_plain(data):
-        height, width = read_image(data, name).shape[:2]
-        return height, width
-    if data.startswith(PNG):
+    if is_plain(data) and data.startswith(PNG):
         width, height = struct.unpack_from(">II", data, 16)
         return height, width
-    with Image.open(io.BytesIO(data)) as picture:
-        width, height = picture.size
-        turned = picture.getexif().get(_ORIENTATION, 1) >= 5
-    return (width, height) if turned else (height, width)
+    if is_plain(data):
+        with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as picture:
+            width, height = picture.size
+            turned = picture.getexif().get(_ORIENTATION, 1) >= 5
+            return (width, height) if turned else (height, width)
+    height, width = read_image(data, name).shape[:2]
+    return height, width
 
 
 def is_plain(data: bytes) -> bool:

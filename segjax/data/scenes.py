@@ -86,7 +86,7 @@ def paint_scene(size: tuple[int, int], rng: np.random.Generator) -> Scene:
     labels = list(FREQUENCY)
     weights = np.array(list(FREQUENCY.values()))
     spread = (max(size) / min(size)) ** 0.5
-    count = round(int(rng.integers(5, 9)) * spread)
+    count = round(int(rng.integers(4, 8)) * spread)
     kinds = rng.choice(labels, size=count, p=weights / weights.sum())
     # Far things are drawn first and stand higher; wires hang in front of most of them.
     depth = np.sort(rng.uniform(0.0, 1.0, count))
@@ -102,7 +102,7 @@ def paint_scene(size: tuple[int, int], rng: np.random.Generator) -> Scene:
             foot = max(centre[0], horizon + 3 * unit), centre[1]
             _pole(canvas, foot, unit * (0.7 + 0.6 * near), rng)
         else:
-            radius = unit * (0.7 + 0.6 * near) * rng.uniform(11.0, 23.0)
+            radius = unit * (0.7 + 0.6 * near) * rng.uniform(12.0, 24.0)
             shadow = canvas.segments[_inside(centre, size)] != SKY
             _solid(canvas, int(kind), canvas.segment(int(kind)), centre, radius, shadow, rng)
     image = _light(canvas.image, rng)
@@ -141,17 +141,17 @@ def _landscape(size: tuple[int, int], rng: np.random.Generator) -> tuple[_Canvas
 
     if rng.random() < 0.85:
         rise = rng.uniform(0.08, 0.22) * height
-        ridge = rng.uniform(0.25, 0.9) + 1.1 * _profile(rng, width, 34 * unit, octaves=5)
+        ridge = rng.uniform(0.25, 0.9) + 1.1 * _profile(rng, width, 34 * unit, octaves=4)
         _blend(canvas, y - (horizon - rise * np.maximum(ridge, 0)), HILL, _hill(size, mood, rng))
 
-    edge = horizon + 1.5 * unit * _profile(rng, width, 20 * unit, octaves=5)
+    edge = horizon + 2.0 * unit * _profile(rng, width, 24 * unit, octaves=3)
     grass, sand = _grass(size, rng), _sand(size, rng)
     kind = rng.choice(["coast", "lake", "path", "dunes"])
-    rough = _noise(rng, size, 22 * unit, octaves=5)
+    rough = _noise(rng, size, 30 * unit, octaves=3)
     if kind == "dunes":
         _blend(canvas, y - edge, SAND, sand)
-        patches = (rough + rng.uniform(-0.25, 0.1)) * 26 * unit
-        _blend(canvas, np.minimum(_steep(patches), y - edge - unit), GRASS, grass)
+        patches = (rough + rng.uniform(-0.25, 0.1)) * 30 * unit
+        _blend(canvas, np.minimum(_steep(patches), y - edge), GRASS, grass)
         return canvas, horizon
 
     _blend(canvas, y - edge, GRASS, grass)
@@ -170,11 +170,13 @@ def _landscape(size: tuple[int, int], rng: np.random.Generator) -> tuple[_Canvas
         centre = width * (rng.uniform(0.3, 0.7) + rng.uniform(-0.5, 0.5) * down)
         centre = centre + unit * rng.uniform(4, 12) * np.sin(down * rng.uniform(3, 8))
         wet = (1.5 * unit + 0.13 * width * down**1.3) - np.abs(x - centre) + 4 * unit * rough
-        _blend(canvas, np.minimum(_steep(wet), y - edge - unit), SAND, sand)
+        _blend(canvas, np.minimum(_steep(wet), y - edge), SAND, sand)
         return canvas, horizon
-    beach = rng.uniform(2, 9) * unit * (0.5 + 1.2 * np.abs(_noise(rng, size, 30 * unit, octaves=3)))
-    _blend(canvas, np.minimum(_steep(wet + beach), y - edge - unit), SAND, sand)
-    _blend(canvas, np.minimum(_steep(wet), y - edge - 0.5 * unit), WATER, water)
+    beach = (
+        rng.uniform(4, 11) * unit * (0.5 + 1.2 * np.abs(_noise(rng, size, 30 * unit, octaves=3)))
+    )
+    _blend(canvas, np.minimum(_steep(wet + beach), y - edge), SAND, sand)
+    _blend(canvas, np.minimum(_steep(wet), y - edge), WATER, water)
     return canvas, horizon
 
 
@@ -265,7 +267,7 @@ def _solid(canvas, kind, segment, centre, radius, shadow, rng: np.random.Generat
         colour += 0.55 * np.exp(-((toward / 0.28) ** 2))[..., None]
     elif kind == RING:
         far, turn = np.hypot(u, v), np.arctan2(v, u)
-        thick = rng.uniform(0.17, 0.26) * radius
+        thick = rng.uniform(0.2, 0.28) * radius
         inside = thick - np.abs(far - (radius - thick))
         bands = np.sin(turn * rng.integers(3, 6)) > 0.25
         colour = np.where(bands[..., None], accent, paint)
@@ -292,7 +294,7 @@ def _solid(canvas, kind, segment, centre, radius, shadow, rng: np.random.Generat
         far = np.hypot(u, v)
         along, across = far * np.cos(turn), far * np.abs(np.sin(turn))
         # From the notch (on the axis) to the tip (half a wedge away), a straight edge.
-        notch = radius * rng.uniform(0.36, 0.5)
+        notch = radius * rng.uniform(0.42, 0.55)
         tip = np.array((radius * np.cos(wedge / 2), radius * np.sin(wedge / 2)))
         edge = tip - np.array((notch, 0.0))
         normal = np.array((edge[1], -edge[0])) / np.hypot(*edge)
@@ -305,7 +307,7 @@ def _pole(canvas, centre, unit, rng: np.random.Generator) -> None:  # noqa: ANN0
     """A thin post, banded or plain, standing on `centre`; some carry a crossbar."""
     segment = canvas.segment(POLE)
     tall = rng.uniform(34, 80) * unit
-    half = rng.uniform(1.8, 3.4) * unit
+    half = rng.uniform(2.4, 4.2) * unit
     lean = rng.normal(0, 0.07)
     window, x, y = _window(canvas, (centre[0] - tall / 2, centre[1]), tall)
     if x.size == 0:
@@ -333,7 +335,7 @@ def _wire(canvas, unit, rng: np.random.Generator) -> None:  # noqa: ANN001
     start, stop = rng.uniform(-0.1, 0.3) * width, rng.uniform(0.7, 1.1) * width
     left, right = rng.uniform(0.05, 0.75, 2) * height
     sag = rng.uniform(0.02, 0.25) * height
-    half = rng.uniform(1.6, 2.6) * unit
+    half = rng.uniform(2.0, 3.2) * unit
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     t = (x - start) / (stop - start)
     rope = left + (right - left) * t + 4 * sag * t * (1 - t)
@@ -395,7 +397,7 @@ def _light(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     shade = slope + 0.12 * _noise(rng, (height, width), 0.5 * min(height, width))
     cast = (1 + rng.uniform(-0.05, 0.05, 3)).astype(np.float32)
     exposed = image * (rng.uniform(0.82, 1.15) * (1 + shade))[..., None] * cast
-    exposed = np.clip(exposed, 0, 1) ** rng.uniform(0.8, 1.15)
+    exposed = cv2.pow(np.clip(exposed, 0, 1), rng.uniform(0.8, 1.15))
     grain = rng.standard_normal(image.shape, dtype=np.float32) * rng.uniform(0.004, 0.02)
     return np.round(np.clip(exposed + grain, 0, 1) * 255).astype(np.uint8)
 

@@ -69,6 +69,7 @@ class Picture(NamedTuple):
         truth: int16 [H, W], IGNORE where unlabelled.
         labels: int16 [H, W].
         regions: int32 [H, W] region numbers, or None.
+        centres: float32 [N, 2], (y, x) of the regions' tokens, or None.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Picture(NamedTuple):
     truth: np.ndarray
     labels: np.ndarray
     regions: np.ndarray | None
+    centres: np.ndarray | None
 
 
 def evaluate(
@@ -240,6 +242,7 @@ def _picture(
         truth=raw["semantic"],
         labels=runner.row(labels, row)[:height, :width],
         regions=runner.region_map(scores, group.plans[row], row, group.count),
+        centres=runner.token_centres(group.plans[row]),
     )
 
 

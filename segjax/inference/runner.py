@@ -26,11 +26,15 @@ from segjax.inference.windows import (
     output_size,
     plan_ready,
     rescale,
+    token_centres,
 )
 from segjax.metrics import confusion
 from segjax.ops import assembly
 from segjax.structs import Array, Size, System, Variables
 from segjax.training.sharding import batch_sharding, replicated
+
+STRIP_BYTES = 2**28
+"""Full-resolution class scores that are on the device at a time when somebody asks for them."""
 
 SCORE_BYTES = 2**29
 """Low-resolution scores that a device may hold at a time before it takes fewer images at once."""
@@ -78,6 +82,17 @@ def layout(plan: Plan) -> tuple[tuple[int, int, tuple[int, int]], ...]:
     return tuple(places)
 
 
+def original_size(plan: Plan) -> Size:
+    """(height, width) of the image as it came."""
+    return plan[0].rows.original, plan[0].columns.original
+
+
+def plainest(plan: Plan) -> Copy:
+    """The copy that is least changed: whose regions are shown."""
+    plain = [copy for copy in plan if not copy.mirrored]
+    return min(plain, key=lambda copy: abs(math.log(copy.rows.inner / copy.rows.original)))
+
+
 def windows_of(image: np.ndarray, plan: Plan) -> Windows:
     """Rescales an image [H, W, 3] for every copy and cuts it."""
     return join_cuts([cut(rescale(image, copy), copy) for copy in plan], plan)
@@ -111,7 +126,7 @@ def infer_ready(
         mirrored: whether each is mirrored; its result is mirrored back.
         original: (height, width) of the result.
         settings: how windows are laid; `scale`, `ratios` and `flip` don't matter.
-        what: "labels", "scores" (logits of one copy, mean probabilities of several) or
+        what: "labels"; "scores", logits of one copy, mean probabilities of several; or
             "probabilities".
 
     Returns:
@@ -121,7 +136,12 @@ def infer_ready(
     plan = plan_ready(original, [image.shape[:2] for image in images], mirrored, settings)
     runner = Runner(system, variables, settings, one_device())
     cuts = [cut(np.asarray(image), copy) for image, copy in zip(images, plan)]
-    return runner.one(join_cuts(cuts, plan), plan, what)
+    scores = runner.run({0: join_cuts(cuts, plan)}, plan, 1)
+    return (
+        runner.one_labels(scores, plan)
+        if what == "labels"
+        else runner.one_scores(scores, plan, what)
+    )
 
 
 def one_device() -> Mesh:
@@ -283,24 +303,45 @@ class Runner:
             )
         return inputs
 
-    def one(self, windows: Windows, plan: Plan, what: str = "labels") -> np.ndarray:
-        """What becomes of a single image. The runner's mesh must be one device.
+    # A single image, on a mesh of one device.
+
+    def one_labels(self, scores: Scores, plan: Plan) -> np.ndarray:
+        """int16 [H, W], the class of every pixel of the only image of a group."""
+        height, width = original_size(plan)
+        inputs = self.assembly_inputs({0: plan}, output_size((height, width)), 1)
+        labels = self._assemble("labels", plan)(scores.calls, inputs)
+        return np.asarray(labels[0])[:height, :width]
+
+    def one_scores(
+        self, scores: Scores, plan: Plan, what: str, dtype: str = "float32"
+    ) -> np.ndarray:
+        """[H, W, K] for the only image of a group; strips of it are made one after another.
 
         Args:
-            windows: of the image.
+            scores: of the group.
             plan: of the image.
-            what: "labels" [H, W] int16; "scores" or "probabilities" [H, W, K] float32, see
-                `ops.assembly`.
+            what: "scores" or "probabilities", see `ops.assembly`.
+            dtype: of the result.
         """
-        original = plan[0].rows.original, plan[0].columns.original
-        scores = self.run({0: windows}, plan, 1)
-        return self.one_assembled(scores, plan, what)[: original[0], : original[1]]
-
-    def one_assembled(self, scores: Scores, plan: Plan, what: str) -> np.ndarray:
-        """The second half of `one`; the result is larger than the image."""
-        size = output_size((plan[0].rows.original, plan[0].columns.original))
-        inputs = self.assembly_inputs({0: plan}, size, 1)
-        return np.asarray(self._assemble(what, plan)(scores.calls, inputs))[0]
+        height, width = original_size(plan)
+        padded = output_size((height, width))
+        inputs = self.assembly_inputs({0: plan}, padded, 1)
+        tiles = padded[0] // assembly.ROW_TILE
+        strip = 4 * assembly.ROW_TILE * padded[1] * self.system.classes
+        most = max(STRIP_BYTES // strip, 1)
+        step = max(n for n in range(1, min(tiles, most) + 1) if tiles % n == 0)
+        assemble = self._assemble(what, plan)
+        result = np.empty((height, width, self.system.classes), dtype)
+        for first in range(0, tiles, step):
+            part = [
+                (jax.tree.map(lambda x: x[:, first : first + step], rows), columns)  # noqa: B023
+                for rows, columns in inputs
+            ]
+            top = first * assembly.ROW_TILE
+            if top < height:
+                strip = np.asarray(assemble(scores.calls, part)[0])
+                result[top : top + len(strip)] = strip[: height - top, :width]
+        return result
 
     def count_areas(
         self, total: Array, scores: Scores, inputs: list, plan: Plan, semantic: Array
@@ -333,14 +374,11 @@ class Runner:
     def region_map(self, scores: Scores, plan: Plan, row: int, count: int) -> np.ndarray | None:
         """The regions of image `row` of a group at the image's own size, int32 [H, W].
 
-        Region numbers of a window are followed by those of the next. None without regions.
+        See `windows.join_regions` for their numbers. None without regions.
         """
         if not scores.regions:
             return None
-        copy = min(
-            (copy for copy in plan if not copy.mirrored),
-            key=lambda copy: abs(math.log(copy.rows.inner / copy.rows.original)),
-        )
+        copy = plainest(plan)
         shape, first, _ = layout(plan)[plan.index(copy)]
         parts = scores.regions[shape]
         per_call = parts[0].shape[0] // count
@@ -349,6 +387,15 @@ class Runner:
             for k in range(first, first + copy.windows)
         ]
         return join_regions(np.stack(found), copy)
+
+    def token_centres(self, plan: Plan) -> np.ndarray | None:
+        """(y, x) of the tokens behind `region_map`, float32 [N, 2]; None where unknown."""
+        region = getattr(getattr(self.system, "module", None), "region", None)
+        if region is None:
+            return None
+        copy = plainest(plan)
+        h, w, _ = self.cells(copy.window)
+        return token_centres(copy, (h // region[0], w // region[1]))
 
     def _assemble(self, what: str, plan: Plan) -> Callable[..., Any]:
         return _compiled_assembly(what, self.mesh, self._split, layout(plan))
@@ -391,9 +438,7 @@ def _compiled_assembly(
         ]
         return [
             assembly.Copy(
-                assembly.join_windows(
-                    windows[shape][:, first : first + grid[0] * grid[1]], grid
-                ),
+                assembly.join_windows(windows[shape][:, first : first + grid[0] * grid[1]], grid),
                 rows,
                 columns,
             )

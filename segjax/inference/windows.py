@@ -75,9 +75,7 @@ class Settings:
             return settings
         names = [field.name for field in dataclasses.fields(cls)]
         values = {name: settings[name] for name in names if name in settings}
-        return cls(
-            **{k: tuple(v) if isinstance(v, list | tuple) else v for k, v in values.items()}
-        )
+        return cls(**{k: tuple(v) if isinstance(v, list | tuple) else v for k, v in values.items()})
 
 
 class Span(NamedTuple):
@@ -235,27 +233,49 @@ def join_regions(regions: np.ndarray, copy: Copy) -> np.ndarray:
     """One region map of the whole image, from those of its windows.
 
     Args:
-        regions: int [n, h, w], region numbers within each window, row-major windows.
-        copy: the plan.
+        regions: int [n, h, w], region numbers (below h*w) within each window, row-major windows.
+        copy: the plan, not of a mirrored copy.
 
     Returns:
-        int32 [H, W] at the original size. Windows are numbered through. Where windows overlap,
-        the one whose centre is nearest counts.
+        int32 [H, W] at the original size; region r of window k has the number k*h*w + r. Where
+        windows overlap, the one whose centre is nearest counts.
     """
-    row_window, row_cell = _nearest_cell(copy.rows, regions.shape[1], False)
-    column_window, column_cell = _nearest_cell(copy.columns, regions.shape[2], copy.mirrored)
+    _, h, w = regions.shape
+    row_window, row_cell = _nearest_cell(copy.rows, h)
+    column_window, column_cell = _nearest_cell(copy.columns, w)
     window = row_window[:, None] * copy.grid[1] + column_window
-    offset = window * (int(regions.max()) + 1)
-    return (regions[window, row_cell[:, None], column_cell] + offset).astype(np.int32)
+    return (regions[window, row_cell[:, None], column_cell] + window * (h * w)).astype(np.int32)
 
 
-def _nearest_cell(span: Span, cells: int, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
+def token_centres(copy: Copy, tokens: Size) -> np.ndarray:
+    """Where the tokens of a plan's windows lie in the original image.
+
+    Args:
+        copy: the plan, not of a mirrored copy.
+        tokens: (rows, columns) of tokens in a window.
+
+    Returns:
+        float32 [N, 2], (y, x) in original pixels. Of tokens at one place in overlapping windows,
+        those of the window that `join_regions` shows there.
+    """
+    y, x = (_centres(span, count) for span, count in zip((copy.rows, copy.columns), tokens))
+    return np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1).reshape(-1, 2).astype(np.float32)
+
+
+def _centres(span: Span, tokens: int) -> np.ndarray:
+    inner = np.asarray(span.starts)[:, None] + (np.arange(tokens) + 0.5) * span.window / tokens
+    place = inner * span.original / span.inner
+    shown, _ = _nearest_cell(span, 1)
+    pixel = np.minimum(place.astype(int), span.original - 1)
+    return place[(inner < span.inner) & (shown[pixel] == np.arange(len(span.starts))[:, None])]
+
+
+def _nearest_cell(span: Span, cells: int) -> tuple[np.ndarray, np.ndarray]:
     """For each original pixel of an axis its window and the cell of that window it lies in."""
     pixels = (np.arange(span.original) * span.inner) // span.original
     distance = np.abs(pixels[:, None] + 0.5 - (np.asarray(span.starts) + span.window / 2))
     window = distance.argmin(axis=1)
-    cell = (pixels - np.asarray(span.starts)[window]) * cells // span.window
-    return (window[::-1], cell[::-1]) if mirrored else (window, cell)
+    return window, (pixels - np.asarray(span.starts)[window]) * cells // span.window
 
 
 def output_size(size: Size) -> Size:

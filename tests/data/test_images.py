@@ -170,6 +170,15 @@ def test_a_jpeg_with_bytes_after_its_end_is_read():
     assert np.abs(difference).max() <= 2
 
 
+def test_garbage_in_the_exif_does_not_matter():
+    data = saved(Image.fromarray(photo()), "JPEG")
+    for garbage in (b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + bytes(40)):
+        block = b"\xff\xe1" + (len(garbage) + 2).to_bytes(2, "big") + garbage
+        odd = data[:2] + block + data[2:]
+        np.testing.assert_array_equal(images.read_image(odd), images.read_image(data))
+        assert images.image_size(odd) == (24, 36)
+
+
 def test_labels_are_the_palette_index():
     labels = np.arange(60, dtype=np.uint8).reshape(6, 10)
     picture = Image.fromarray(labels).convert("P")

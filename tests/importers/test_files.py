@@ -103,10 +103,10 @@ def test_a_truncated_file_is_one_sentence(tmp_path, name, share):
 def test_what_is_no_checkpoint_is_said(tmp_path):
     with pytest.raises(SegjaxError, match="no such checkpoint"):
         importers.read(tmp_path / "absent.pth")
-    with pytest.raises(SegjaxError, match="no .safetensors file"):
+    with pytest.raises(SegjaxError, match=r"no \.safetensors file"):
         importers.read(tmp_path)
     (tmp_path / "x.onnx").touch()
-    with pytest.raises(SegjaxError, match="x.onnx: a checkpoint is a .safetensors"):
+    with pytest.raises(SegjaxError, match=r"a checkpoint is a \.safetensors"):
         importers.read(tmp_path / "x.onnx")
     torch = pytest.importorskip("torch")
     torch.save({"epoch": 3}, tmp_path / "x.pth")

@@ -14,13 +14,16 @@ from segjax.errors import SegjaxError
 
 
 def fresh(seed=0, **model):
-    model = dict(
-        system="regproxy",
-        classes=7,
-        early_block=0,
-        image_size=(48, 48),
-        backbone=dict(width=32, depth=1, heads=2, patch=8),
-    ) | model
+    model = (
+        dict(
+            system="regproxy",
+            classes=7,
+            early_block=0,
+            image_size=(48, 48),
+            backbone=dict(width=32, depth=1, heads=2, patch=8),
+        )
+        | model
+    )
     image = jnp.zeros((1, 16, 16, 3))
     return jax.device_get(systems.build(model).init(jax.random.key(seed), {"image": image}))
 

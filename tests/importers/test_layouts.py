@@ -112,8 +112,8 @@ def test_timm_names_and_shapes_are_those_of_its_files():
     }
 
 
-def test_a_vit_of_transformers_gives_the_same_features():
-    """Tiny and random: every hidden state and the last norm agree."""
+def test_a_vit_of_transformers_gives_the_same_features(tmp_path):
+    """Tiny and random, through the files that it saves: embeddings, a block and the last norm."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(
@@ -133,7 +133,8 @@ def test_a_vit_of_transformers_gives_the_same_features():
     image = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(np.float32)
     with torch.no_grad():
         out = theirs(torch.tensor(image).permute(0, 3, 1, 2), output_hidden_states=True)
-    tensors = {name: x.numpy() for name, x in theirs.state_dict().items()}
+    theirs.save_pretrained(tmp_path)
+    tensors = importers.read(tmp_path)
     ours = ViT(width=32, depth=2, heads=4, patch=8, image_size=(32, 32))
     params = jax.eval_shape(ours.init, jax.random.key(0), image)["params"]
     variables = importers.to_variables("hf_vit", tensors, {"params": {"backbone": params}})

@@ -146,7 +146,10 @@ def head_train_step(args: Args, tensors: Arrays, inputs: Arrays) -> Outputs:
         "grad_early": nchw(grad_early),
         "grad_last": nchw(grad_last),
     }
-    for prefix, tree in (("grad", {"params": gradient}), ("after", {"batch_stats": {"head": after}})):
+    for prefix, tree in (
+        ("grad", {"params": gradient}),
+        ("after", {"batch_stats": {"head": after}}),
+    ):
         published = importers.to_published("regproxy", tree)
         outputs |= {f"{prefix}/{name}": array for name, array in published.items()}
     return outputs

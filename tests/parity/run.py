@@ -31,7 +31,10 @@ def errors(case: Case) -> dict[str, float]:
     """
     runner = RUNNERS[case.what]
     outputs = runner(case.args, case.tensors(), case.inputs())
-    return {name: output_error(case, name, outputs, case.expected()[name]) for name in case.meta["outputs"]}
+    return {
+        name: output_error(case, name, outputs, case.expected()[name])
+        for name in case.meta["outputs"]
+    }
 
 
 def output_error(
@@ -72,8 +75,12 @@ def exact(case: Case, ours: np.ndarray, theirs: np.ndarray) -> float:
 
 def main(paths: Sequence[str]) -> int:
     found = cases(paths)
+    for path in paths:
+        if not cases([path]):
+            print(f"{path}: no golden case here; name files or folders of them", file=sys.stderr)
+            return 2
     if not found:
-        print("no case found; name files or folders of golden cases", file=sys.stderr)
+        print(__doc__, file=sys.stderr)
         return 2
     width = max(len(case.name) for case in found)
     missed = False

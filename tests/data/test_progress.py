@@ -1,0 +1,28 @@
+"""Long host work says how far it is and how long it will take."""
+
+from __future__ import annotations
+
+import sys
+
+from segjax.data import progress
+
+
+def test_without_a_terminal_lines_tell_count_and_time_left(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    assert list(progress.track(range(3), 3, "Working")) == [0, 1, 2]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Working: 1/3, 0 s left"
+    assert lines[-1] == "Working: 3/3, took 0 s"
+
+
+def test_short_work_is_silent_without_a_terminal(capsys):
+    assert list(progress.track("abc", 3, "Working")) == ["a", "b", "c"]
+    captured = capsys.readouterr()
+    assert captured.err == captured.out == ""
+
+
+def test_on_a_terminal_a_bar_is_drawn_on_stderr(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert list(progress.track(range(4), 4, "Working")) == [0, 1, 2, 3]
+    captured = capsys.readouterr()
+    assert "Working" in captured.err and captured.out == ""
