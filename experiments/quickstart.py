@@ -76,7 +76,7 @@ def draw_scenes(
     for i in range(min(count, len(scenes))):
         scene = scenes[i]
         result = model(scene["image"])
-        draw.panels(result, truth=scene["semantic"]).save(out / f"{scene['name']}.png")
+        draw.panels(result, truth=scene["semantic"]).save(out / f"scene_{i}.png")
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ def plan(sources: Sequence[str], out: str) -> list[Job]:
                 f"--out={out} names one file for {len(found)} images; name a folder instead."
             )
         return [Job(path, target) for path in found]
-    stems = collections.Counter(name.with_suffix("") for name in found.values())
+    stems = collections.Counter(name.with_suffix("") for name in set(found.values()))
     taken: set[Path] = set()
     jobs = []
     for path, name in found.items():

@@ -212,6 +212,7 @@ def best_class(scores: Array) -> Array:
 
 def _by_tiles(copies: Sequence[Copy], finish) -> Array:  # noqa: ANN001
     """`finish` of every strip [ROW_TILE, W, K] of the averaged scores, put together."""
+    copies = jax.tree.map(jnp.asarray, list(copies))
     batch, strips = copies[0].rows.indices.shape[:2]
     width = copies[0].columns.indices.shape[1] * COLUMN_TILE
     classes = copies[0].scores.shape[-1]

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +128,10 @@ class Checkpoints:
 
         def read(path: Path) -> tuple[TrainState, Meta]:
             meta = _read_meta(path)
-            has_optimizer = any(name.startswith("optimizer/") for name in meta["leaves"])
-            target = {"variables": variables} | ({"optimizer": optimizer} if has_optimizer else {})
+            if any(name.startswith("optimizer/") for name in meta["leaves"]):
+                target = {"variables": variables, "optimizer": optimizer}
+            else:
+                target = {"variables": {k: v for k, v in variables.items() if k != "ema"}}
             return _state_from(_read_items(path, target, meta), abstract), meta
 
         return _newest_whole(self.folder, read, move_to=self._workdir / "damaged")
@@ -433,10 +436,14 @@ def checksums(leaves: list[Any]) -> list[int]:
     everywhere = (
         NamedSharding(place.mesh, PartitionSpec()) if isinstance(place, NamedSharding) else None
     )
-    sums = jax.jit(
-        lambda arrays: jnp.stack([_device_checksum(x) for x in arrays]), out_shardings=everywhere
-    )(leaves)
-    return [int(value) for value in np.asarray(sums)]
+    return [int(value) for value in np.asarray(_checksums_on(everywhere)(leaves))]
+
+
+@functools.cache
+def _checksums_on(everywhere: NamedSharding | None) -> Callable[[list[jax.Array]], jax.Array]:
+    return jax.jit(
+        lambda leaves: jnp.stack([_device_checksum(x) for x in leaves]), out_shardings=everywhere
+    )
 
 
 def _device_checksum(x: jax.Array) -> jax.Array:

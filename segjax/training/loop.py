@@ -135,9 +135,7 @@ class _Run:
 # Before the first step
 
 
-def _prepare(
-    config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | None
-) -> _Run:
+def _prepare(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | None) -> _Run:
     """Everything is checked before anything is computed."""
     mesh = sharding.make_mesh(config.mesh.axes, devices)
     sharding.check_batch(mesh, config.data.batch, config.accumulate)
@@ -507,6 +505,7 @@ class _Trainer:
         totals = {name: float(value) for name, value in jax.device_get(self.totals).items()}
         count = totals.pop("steps")
         if totals.pop("bad"):
+            self.run.checkpoints.wait()
             kept = self.run.checkpoints.latest()
             raise SegjaxError(
                 f"loss became nan or inf somewhere within steps [{self.checked + 1}, {self.at}]; "

@@ -170,6 +170,7 @@ def test_a_jpeg_with_bytes_after_its_end_is_read():
     assert np.abs(difference).max() <= 2
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_garbage_in_the_exif_does_not_matter():
     data = saved(Image.fromarray(photo()), "JPEG")
     for garbage in (b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + bytes(40)):

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 
+import jax
 import numpy as np
 
 from tests.parity import regproxy
@@ -30,7 +31,9 @@ def errors(case: Case) -> dict[str, float]:
         KeyError: nothing runs cases of this kind.
     """
     runner = RUNNERS[case.what]
-    outputs = runner(case.args, case.tensors(), case.inputs())
+    # Accelerators otherwise multiply float32 matrices in less than float32.
+    with jax.default_matmul_precision("highest"):
+        outputs = runner(case.args, case.tensors(), case.inputs())
     return {
         name: output_error(case, name, outputs, case.expected()[name])
         for name in case.meta["outputs"]

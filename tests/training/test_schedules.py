@@ -11,9 +11,7 @@ from segjax.training import schedules
 
 WARMUP = dict(warmup_steps=10, warmup_ratio=1e-6)
 POLY = dict(name="poly", power=0.9, min_rate=1e-3, **WARMUP)
-COSINE = dict(
-    name="cosine_restart", periods=(20, 40), weights=(1.0, 0.5), min_rate=0.0, **WARMUP
-)
+COSINE = dict(name="cosine_restart", periods=(20, 40), weights=(1.0, 0.5), min_rate=0.0, **WARMUP)
 CONSTANT = dict(name="constant", **WARMUP)
 
 
@@ -42,7 +40,7 @@ def test_the_device_agrees_with_the_host(schedule):
 
 
 def test_periods_must_cover_the_training():
-    with pytest.raises(SegjaxError, match="end at step 60, before config.steps, 61"):
+    with pytest.raises(SegjaxError, match=r"end at step 60, before config\.steps, 61"):
         schedules.rate(COSINE, 0.1, 61, 0)
 
 

@@ -35,7 +35,7 @@ def one_device(tmp_path_factory):
 
 @pytest.mark.parametrize("name", PLACEMENTS)
 def test_8_then_4_devices_give_what_1_gives(name, one_device, tmp_path):
-    """Steps 1 and 2 on eight devices, 3 and 4 on four; parameters, moments, averages, batch norm."""
+    """Steps 1 and 2 on eight devices, 3 and 4 on four; all that a checkpoint holds."""
     metrics, expected = one_device
     config = placed(name, "--config.steps=4")
     stop_after(2, config, tmp_path)
@@ -76,9 +76,7 @@ def test_each_parameter_lies_as_its_rule_says():
                 "bias": PartitionSpec(None, None, "data"),
             }
         },
-        "mlp": {
-            "fc1": {"kernel": PartitionSpec(None, "tensor"), "bias": PartitionSpec("tensor")}
-        },
+        "mlp": {"fc1": {"kernel": PartitionSpec(None, "tensor"), "bias": PartitionSpec("tensor")}},
         "scale": PartitionSpec(),
     }
 

@@ -13,7 +13,7 @@ from segjax.training import optimizer as optimizers
 
 @pytest.fixture(scope="module")
 def setting():
-    config = tiny_config()
+    config = tiny_config("--config.schedule.warmup_steps=0")
     system = systems.build(config.model)
     optimizer = optimizers.adamw(config.optimizer, config.schedule, config.steps)
     begun = loop._state_of(config, system, optimizer)
@@ -79,7 +79,8 @@ def test_nothing_is_compiled_after_step_2(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop._Trainer, "_draw", counted)
     monkeypatch.setattr(loop.evaluation, "evaluate", lambda *_, **__: {"mIoU": 0.0})
-    loop.train(tiny_config("--config.checkpoint.every=100", "--config.log.every=1"), tmp_path)
+    seldom = ("--config.checkpoint.every=100", "--config.eval.every=100")
+    loop.train(tiny_config(*seldom, "--config.log.every=1"), tmp_path)
     assert compiled and drawn[0] == 6
     assert not [n for n in compiled if 2 < n < 6], compiled
 

@@ -73,4 +73,3 @@ def differences(a, b):
     assert a.keys() == b.keys()
     far = {name: float(np.max(np.abs(a[name] - 1.0 * b[name]))) for name in a if a[name].size}
     return {name: value for name, value in far.items() if value != 0}
-
