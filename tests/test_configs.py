@@ -23,6 +23,9 @@ PARAMETERS = {
     "regproxy/cityscapes_s16": 22_690_339,
     "regproxy/cityscapes_b16": 88_144_291,
     "regproxy/cityscapes_l16": 306_689_187,
+    "regproxy/folder": 22_192_274,
+    "regproxy/shapescapes_tiny": 938_396,
+    "linear_vit/shapescapes_tiny": 901_772,
 }
 
 

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-BACKBONE = dict(width=128, depth=6, heads=4, patch=16)
+BACKBONE = dict(width=128, depth=4, heads=4, patch=16)
 
 
 def tiny() -> ConfigDict:
@@ -20,7 +20,8 @@ def tiny() -> ConfigDict:
     config.augment = dict(
         scale=(128, 128), ratio=(1.0, 1.5), crop=(128, 128), flip=0.5, photometric=False
     )
-    config.optimizer = common.vit_adamw(learning_rate=1e-3)
+    # From scratch, not from a pretrained file: a high rate needs the clipping.
+    config.optimizer = common.vit_adamw(learning_rate=3e-3) | dict(clip_norm=1.0)
     config.schedule = common.poly(warmup_steps=50)
     config.steps = 600
     config.eval = dict(

@@ -56,7 +56,9 @@ def main(argv: list[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--workdir", required=True, help="of a training or an import")
-    parser.add_argument("--image", action="append", default=[], help="a file or a folder")
+    parser.add_argument(
+        "--image", action="append", default=[], help="a file or a folder; more may follow"
+    )
     parser.add_argument("--out", required=True, help="a .png or .jpg for one image, else a folder")
     parser.add_argument(
         "--scores", action="store_true", help="also write class probabilities as float16 .npz"

@@ -34,7 +34,7 @@ SKY, HILL, GRASS, SAND, WATER, DISC, RING, BOX, TRIANGLE, STAR, POLE, WIRE = ran
 STUFF = 5
 """Classes below this are stuff: one segment each."""
 
-# Hues (0..1) that a thing's paint is drawn around. No hue belongs to one class alone.
+# Hues (0..1) that a thing's paint is drawn around. Each comes close to one of another class.
 HUES = {
     DISC: (0.99, 0.60),
     RING: (0.06, 0.52),

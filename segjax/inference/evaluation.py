@@ -162,9 +162,9 @@ def plan_groups(sizes: np.ndarray, runner: Runner) -> list[Group]:
     groups = []
     for key in sorted(alike):
         members = sorted(alike[key], key=lambda member: member[:2])
-        count = runner.group_size(members[0][2])
-        for first in range(0, len(members), count):
-            part = members[first : first + count]
+        while members:
+            count = runner.group_size(members[0][2], len(members))
+            part, members = members[:count], members[count:]
             size = tuple(max(member[0][axis] for member in part) for axis in (0, 1))
             groups.append(Group([m[1] for m in part], [m[2] for m in part], size, count))
     return groups

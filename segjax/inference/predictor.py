@@ -7,11 +7,12 @@ result.draw().save("photo_seg.png")
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,21 +99,14 @@ class Predictor:
         """
         image = as_rgb(picture)
         plan = windows.plan(image.shape[:2], self.settings)
-        scores = self._run(image, plan)
-        found = self._runner.one_labels(scores, plan)
+        with _enough_memory(image):
+            scores = self._run(image, plan)
+            found = self._runner.one_labels(scores, plan)
         labels = found.astype(np.uint8 if self.label_space.classes <= 256 else np.int32)
         return Result(image, labels, self.label_space, self, plan, Scores([], scores.regions))
 
     def _run(self, image: np.ndarray, plan: Plan) -> Scores:
-        try:
-            return self._runner.run({0: windows_of(image, plan)}, plan, 1)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise SegjaxError(
-                f"the device has not enough memory for a picture of {image.shape[1]} x"
-                f" {image.shape[0]}; lower config.eval.batch or config.eval.scale."
-            ) from error
+        return self._runner.run({0: windows_of(image, plan)}, plan, 1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -153,8 +147,9 @@ class Result:
     def scores(self, dtype: str = "float32") -> np.ndarray:
         """Class probabilities [H, W, K], computed anew. float16 takes half the memory."""
         runner = self._predictor._runner
-        scores = self._predictor._run(self.image, self._plan)
-        return runner.one_scores(scores, self._plan, "probabilities", dtype)
+        with _enough_memory(self.image):
+            scores = self._predictor._run(self.image, self._plan)
+            return runner.one_scores(scores, self._plan, "probabilities", dtype)
 
     def regions(self) -> np.ndarray | None:
         """int32 [H, W], which learned region a pixel belongs to; None for systems without any."""
@@ -167,6 +162,20 @@ class Result:
     def token_centres(self) -> np.ndarray | None:
         """float32 [N, 2], (y, x) of the tokens that the regions belong to; None without any."""
         return self._predictor._runner.token_centres(self._plan) if self._scores.regions else None
+
+
+@contextlib.contextmanager
+def _enough_memory(image: np.ndarray) -> Iterator[None]:
+    """A full device in one sentence."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise SegjaxError(
+            f"the device has not enough memory for a picture of {image.shape[1]} x"
+            f" {image.shape[0]}; lower config.eval.batch or config.eval.scale."
+        ) from error
 
 
 def as_rgb(picture: Picture) -> np.ndarray:

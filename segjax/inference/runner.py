@@ -196,15 +196,18 @@ class Runner:
         leaves = jax.tree.leaves(self.variables)
         return tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
 
-    def group_size(self, plan: Plan) -> int:
-        """How many images with this plan are run together, over all devices."""
-        return self._images_per_shard(plan) * self.shards
+    def group_size(self, plan: Plan, images: int) -> int:
+        """Rows for the next group out of `images` images with this plan, over all devices.
 
-    def _images_per_shard(self, plan: Plan) -> int:
+        As many as `batch` and memory allow; for a few images fewer, so that the rest is not blown
+        up.
+        """
         batch = -(-self.settings.batch // self.shards)
         size = sum(4 * copy.windows * math.prod(self.cells(copy.window)) for copy in plan)
         affordable = max(SCORE_BYTES // size, 1)
-        return max(n for n in range(1, batch + 1) if batch % n == 0 and n <= affordable)
+        sizes = [n for n in range(1, batch + 1) if batch % n == 0 and n <= affordable]
+        enough = [n for n in sizes if n * self.shards >= images]
+        return min(enough, default=sizes[-1]) * self.shards
 
     def local_rows(self, count: int) -> list[int]:
         """Which of `count` images of a group this process has to provide."""
@@ -290,18 +293,13 @@ class Runner:
         """
         inputs = []
         for number in range(len(plans[0])):
-            both = {
-                row: blocks(plan[number], self.cells(plan[number].window)[:2], size)
-                for row, plan in plans.items()
-            }
-            stacks = (assembly.stack([both[row][axis] for row in range(count)]) for axis in (0, 1))
-            inputs.append(
-                tuple(
-                    jax.tree.map(lambda x: self.put(dict(enumerate(x)), count), axis)
-                    for axis in stacks
-                )
-            )
+            cells = self.cells(plans[0][number].window)[:2]
+            axes = zip(*(blocks(plans[row][number], cells, size) for row in range(count)))
+            inputs.append(tuple(self._put_blocks(assembly.stack(axis), count) for axis in axes))
         return inputs
+
+    def _put_blocks(self, axis: assembly.Blocks, count: int) -> assembly.Blocks:
+        return jax.tree.map(lambda x: self.put(dict(enumerate(x)), count), axis)
 
     # A single image, on a mesh of one device.
 

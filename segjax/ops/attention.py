@@ -53,6 +53,7 @@ def head_major(query: Array, key: Array, value: Array, scale: float) -> Array:
 def fused(query: Array, key: Array, value: Array, scale: float) -> Array:
     """cuDNN's flash attention where it exists (half precision, heads of at most 128), else XLA's
     form."""
-    half = query.dtype in (jnp.bfloat16, jnp.float16)
-    kernel = "cudnn" if half and query.shape[-1] <= 128 and query.shape[-1] % 8 == 0 else "xla"
+    fits = query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] in range(8, 129, 8)
+    # Tracing cuDNN's form asks for the library, also when another platform is compiled for.
+    kernel = "cudnn" if fits and jax.default_backend() == "gpu" else "xla"
     return jax.nn.dot_product_attention(query, key, value, scale=scale, implementation=kernel)

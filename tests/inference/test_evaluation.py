@@ -1,5 +1,6 @@
 """Evaluation against the plain way of inferring and counting."""
 
+import dataclasses
 import json
 
 import jax
@@ -92,6 +93,19 @@ def test_little_memory_takes_fewer_images_at_once_and_changes_nothing(scenes, sl
     runner = Runner(toy_inference.Toy(), toy_inference.variables(), SLIDE, mesh(1))
     assert {group.count for group in evaluation.plan_groups(scenes.sizes(), runner)} == {1}
     assert evaluate(scenes, SLIDE, mesh(1)) == sliding
+
+
+def test_few_images_of_a_kind_do_not_fill_a_large_batch():
+    settings = dataclasses.replace(SLIDE, batch=16)
+    runner = Runner(toy_inference.Toy(), toy_inference.variables(), settings, mesh(2))
+    sizes = np.array([(45, 60)] * 19 + [(90, 33)])
+    groups = evaluation.plan_groups(sizes, runner)
+    assert sorted((group.count, len(group.images)) for group in groups) == [
+        (2, 1),
+        (4, 3),
+        (16, 16),
+    ]
+    assert sorted(number for group in groups for number in group.images) == list(range(20))
 
 
 def test_the_settings_of_a_config_work_as_well(scenes, sliding):

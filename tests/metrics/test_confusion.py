@@ -90,3 +90,22 @@ def test_a_perfect_prediction_has_100_percent(classes):
     areas = on_device(labels, labels, classes).sum(axis=0).astype(np.int64)
     summary = confusion.summary(areas, [str(k) for k in range(classes)])
     assert (summary["mIoU"], summary["mAcc"], summary["aAcc"]) == (100.0, 100.0, 100.0)
+
+
+def test_a_tpu_counts_without_scatter():
+    """It has no fast one; its lowering can be looked at from any machine."""
+    maps = jax.ShapeDtypeStruct((2, 9, 9), jnp.int16)
+    traced = jax.jit(confusion.image_areas, static_argnums=2).trace(maps, maps, 5)
+    assert "scatter" not in traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert "scatter" in traced.lower(lowering_platforms=("cpu",)).as_text()
+
+
+def test_counting_without_scatter_gives_the_same(monkeypatch):
+    rng = np.random.default_rng(3)
+    predicted, semantic = rng.integers(0, 6, (2, 2, 11, 5)).astype(np.int16)
+    semantic[rng.random(semantic.shape) < 0.2] = IGNORE
+    expected = on_device(predicted, semantic, 5)
+    as_a_tpu = lambda *args, tpu, default: tpu(*args)  # noqa: E731
+    monkeypatch.setattr(jax.lax, "platform_dependent", as_a_tpu)
+    found = confusion.image_areas(jnp.asarray(predicted), jnp.asarray(semantic), 5)
+    np.testing.assert_array_equal(found, expected)

@@ -147,6 +147,15 @@ def test_images_of_a_batch_with_unlike_sizes_do_not_touch_each_other():
         np.testing.assert_allclose(together[i], assembly.scores([copy])[0], atol=1e-6)
 
 
+def test_an_accelerator_takes_more_strips_at_once_and_gets_the_same(monkeypatch):
+    cases = list(same_size((45, 67)))[2:4]
+    copies = [copy_of(case, random_scores(case)) for case in cases]
+    one_by_one = jax.jit(lambda copies: assembly.scores(copies))(copies)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    at_once = jax.jit(lambda copies: assembly.scores(copies))(copies)
+    np.testing.assert_allclose(at_once, one_by_one, atol=1e-6)
+
+
 def test_no_full_resolution_tensor_of_classes_exists():
     """The labels of a 512 x 704 image with 150 classes need less than a tenth of its logits."""
     case = ((512, 704), (512, 704), (512, 512), (128, 128), ((0,), (0, 192)), False)

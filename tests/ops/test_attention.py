@@ -45,6 +45,6 @@ def test_large_logits_stay_finite(qkv):
 
 
 def test_half_precision_keeps_its_type_and_is_close(qkv):
-    rough = attention(*(x.astype(jnp.bfloat16) for x in qkv))
+    rough = jax.jit(attention)(*(x.astype(jnp.bfloat16) for x in qkv))
     assert rough.dtype == jnp.bfloat16
     chex.assert_trees_all_close(rough.astype(jnp.float32), plain(*qkv), atol=0.03)

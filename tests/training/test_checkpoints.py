@@ -15,6 +15,9 @@ from segjax.errors import SegjaxError
 from segjax.training import checkpoints, sharding
 from segjax.training.state import TrainState
 
+# Orbax's event loop is closed while TensorStore still reports the error of a damaged file.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def make_state(step, seed=None, ema=True):
     rng = np.random.default_rng(step if seed is None else seed)

@@ -15,7 +15,7 @@ from segjax.data.labels import LabelSpace, builtin
 from segjax.data.prepared import Dataset, Record, Source
 from segjax.errors import SegjaxError
 
-GENERATOR = 5
+GENERATOR = 6
 """Counts changes to what `scenes` paints; part of the key of prepared copies."""
 
 SPLITS = ("train", "validation")
