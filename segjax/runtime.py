@@ -31,7 +31,8 @@ def setup() -> None:
     """
     if not flags.FLAGS.is_parsed():  # Grain and TFDS ask for flags, also outside absl.app
         flags.FLAGS.mark_as_parsed()
-    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of what is meant
+    # Orbax logs what is meant as a warning, and errors, with tracebacks, that it also raises.
+    absl_logging.set_verbosity(absl_logging.FATAL)
     _join_processes()
     _keep_compiled_programs()
 

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -126,15 +127,25 @@ class Checkpoints:
         """
         variables, optimizer = _items(abstract)
 
-        def read(path: Path) -> tuple[TrainState, Meta]:
+        def read(path: Path) -> tuple[dict[str, PyTree], Meta]:
             meta = _read_meta(path)
             if any(name.startswith("optimizer/") for name in meta["leaves"]):
                 target = {"variables": variables, "optimizer": optimizer}
             else:
                 target = {"variables": {k: v for k, v in variables.items() if k != "ema"}}
-            return _state_from(_read_items(path, target, meta), abstract), meta
+            return _read_items(path, target, meta), meta
 
-        return _newest_whole(self.folder, read, move_to=self._workdir / "damaged")
+        found = _newest_whole(self.folder, read, move_to=self._workdir / "damaged")
+        if found is None:
+            return None
+        items, meta, _ = found
+        return _state_from(items, abstract), meta
+
+    def _remove_unfinished(self) -> None:
+        if jax.process_index() == 0:
+            for folder in (self.folder, self._workdir / "best"):
+                for part in folder.glob("*.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(part, ignore_errors=True)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -144,6 +155,7 @@ class Checkpoints:
         except Exception as error:
             if not is_disk_full(error):
                 raise
+            self._remove_unfinished()
             kept = self.latest()
             raise SegjaxError(
                 f"{self._workdir}: the disk is full, so the checkpoint was not saved"
@@ -169,18 +181,17 @@ def load_variables(workdir: str | Path, which: str = "best") -> tuple[dict[str, 
         raise SegjaxError(f"there is no checkpoint '{which}'; take best or last.")
     folders = [Path(workdir).absolute() / name for name in ("best", "checkpoints")]
 
-    def read(path: Path) -> tuple[dict[str, PyTree], int, Meta]:
+    def read(path: Path) -> tuple[dict[str, PyTree], Meta]:
         meta = _read_meta(path)
-        variables = _read_items(path, {"variables": None}, meta)["variables"]
-        average = variables.pop("ema", None)
-        if average is not None:
-            variables["params"] = average
-        return variables, int(path.name), meta
+        return _read_items(path, {"variables": None}, meta), meta
 
     for folder in folders if which == "best" else folders[::-1]:
         found = _newest_whole(folder, read)
         if found is not None:
-            return found
+            items, meta, step = found
+            variables = dict(items["variables"])
+            average = variables.pop("ema", None)
+            return (variables if average is None else {**variables, "params": average}), step, meta
     raise SegjaxError(
         f"{workdir}: there is no checkpoint in it; train or import one with this --workdir."
     )
@@ -297,13 +308,16 @@ def _steps(folder: Path) -> list[int]:
 
 
 def _newest_whole(folder: Path, read: Any, move_to: Path | None = None) -> Any:
-    """What `read` gives for the newest step it doesn't fail on; None when there are no steps."""
+    """(items, meta, step) of the newest step that is whole; None when there are no steps.
+
+    Processes agree on what could be read before they compute checksums together.
+    """
     steps = _steps(folder)
     damaged = []
     for step in reversed(steps):
-        result, error = None, None
+        error = None
         try:
-            result = read(folder / str(step))
+            items, meta = read(folder / str(step))
         except SegjaxError:
             raise
         except Exception as caught:
@@ -313,9 +327,14 @@ def _newest_whole(folder: Path, read: Any, move_to: Path | None = None) -> Any:
             if error is None and not whole.all():
                 error = ValueError("another process could not read it")
         if error is None:
+            try:
+                _verify(items, meta)
+            except (ValueError, KeyError) as caught:
+                error = caught
+        if error is None:
             if move_to is not None:
                 _move([folder / str(one) for one in damaged], move_to)
-            return result
+            return items, meta, step
         damaged.append(step)
         first = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
         warnings.warn(
@@ -351,7 +370,7 @@ def _read_meta(path: Path) -> Meta:
 
 
 def _read_items(path: Path, targets: dict[str, PyTree | None], meta: Meta) -> dict[str, PyTree]:
-    """The items of a checkpoint, verified.
+    """The items of a checkpoint, not yet verified.
 
     Args:
         path: the folder of a step.
@@ -377,17 +396,22 @@ def _read_items(path: Path, targets: dict[str, PyTree | None], meta: Meta) -> di
         else:
             _check_same_model(path, target, stored)
             how = ocp.checkpoint_utils.construct_restore_args(target)
-        checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-        tree = checkpointer.restore(
-            path / item, args=ocp.args.PyTreeRestore(item=target, restore_args=how)
+        # Not by a Checkpointer: it waits for the other processes, also for one that has failed.
+        handler = ocp.PyTreeCheckpointHandler()
+        tree = handler.restore(
+            epath.Path(path / item), args=ocp.args.PyTreeRestore(item=target, restore_args=how)
         )
-        checkpointer.close()
-        sums = checksums(jax.tree.leaves(tree))
-        for name, value in zip(paths(tree), sums, strict=True):
-            if stored[name][2] != value:
-                raise ValueError(f"{item}/{name} differs from its checksum")
+        handler.close()
         result[item] = tree
     return result
+
+
+def _verify(items: dict[str, PyTree], meta: Meta) -> None:
+    """Raises a ValueError where an array differs from its checksum; on all processes together."""
+    sums = checksums(jax.tree.leaves(items))
+    for name, value in zip(paths(items), sums, strict=True):
+        if meta["leaves"][name][2] != value:
+            raise ValueError(f"{name} differs from its checksum")
 
 
 def _check_same_model(path: Path, target: PyTree, stored: dict[str, Any]) -> None:

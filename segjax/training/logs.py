@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class Logs:
             columns = rich.progress
             self._bar = columns.Progress(
                 columns.TextColumn("{task.description}"),
-                columns.BarColumn(),
+                columns.BarColumn(bar_width=16),
                 columns.MofNCompleteColumn(),
                 columns.TextColumn("{task.fields[note]}"),
                 columns.TextColumn("left"),
@@ -74,6 +75,15 @@ class Logs:
         else:
             print(text, flush=True)
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Takes the bar away, so that something else can show one."""
+        if self._bar is not None:
+            self._bar.stop()
+        yield
+        if self._bar is not None:
+            self._bar.start()
+
     def advance(self, step: int) -> None:
         """Moves the bar."""
         if self._bar is not None:
@@ -87,7 +97,8 @@ class Logs:
             f"  waits for data {100 * values['data_wait']:.0f}%"
         )
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, note=note)
+            short = f"loss {values['loss']:.4f}  {values['images_per_second']:.0f} images/s"
+            self._bar.update(self._task, completed=step, note=short)
         else:
             self.say(f"step {step}/{self._steps}  {note}  left {_duration(seconds_left)}")
         self._write({"step": step, "kind": "train", **values})

@@ -544,9 +544,14 @@ class _Trainer:
     def evaluate(self, at: int) -> None:
         """Evaluates, keeps the best, and writes metrics.json."""
         run = self.run
-        with self.signals.at_once(lambda stop: self._leave(stop)):
+        with self.signals.at_once(self._leave), self.logs.paused():
             metrics = evaluation.evaluate(
-                run.system, run.state.trained, run.eval_set, self.config.eval, mesh=run.mesh
+                run.system,
+                run.state.trained,
+                run.eval_set,
+                self.config.eval,
+                mesh=run.mesh,
+                progress="evaluating",
             )
         metrics = {**metrics, "step": at}
         is_best = metrics["mIoU"] > self.best

@@ -52,7 +52,9 @@ def make_step(
             rng=state.rng,
             ema=average,
         )
-        bad = ~(jnp.isfinite(value) & jnp.isfinite(norm))
+        # Also what is kept: an update can overflow where loss and gradient did not.
+        kept = (jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((params, new.stats)))
+        bad = ~jnp.stack([jnp.isfinite(value), jnp.isfinite(norm), *kept]).all()
         seen = {"loss": value, **scalars, "gradient_norm": norm, "steps": 1.0, "bad": bad}
         totals = {name: totals[name] + jnp.asarray(seen[name], jnp.float32) for name in totals}
         return new, totals
