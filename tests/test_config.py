@@ -79,7 +79,7 @@ def test_two_checkouts_do_not_mix(file, tmp_path):
         ("--config.eval.flip", "eval.flip", True),
         ("--config.augment.crop=(32, 48)", "augment.crop", (32, 48)),
         ("--config.eval.ratios=(0.5, 1.0, 1.5)", "eval.ratios", (0.5, 1.0, 1.5)),
-        ("--config.mesh.axes=(('data', -1),)", "mesh.axes", (("data", -1),)),
+        ("--config.mesh.axes=(('fsdp', -1),)", "mesh.axes", (("fsdp", -1),)),
         ("--config.model.dtype=bfloat16", "model.dtype", "bfloat16"),
         ("--config.model.backbone.depth=2", "model.backbone.depth", 2),
         ("--config.model.backbone=vit_s16", "model.backbone", "vit_s16"),

@@ -16,5 +16,5 @@ def test_incomplete_process_variables_are_named(monkeypatch):
 def test_process_numbers_must_be_numbers(monkeypatch):
     for name, value in (("COORDINATOR", "localhost:1"), ("PROCESSES", "two"), ("PROCESS", "0")):
         monkeypatch.setenv(f"SEGJAX_{name}", value)
-    with pytest.raises(SegjaxError, match="SEGJAX_PROCESSES=two .* must be integers"):
+    with pytest.raises(SegjaxError, match=r"SEGJAX_PROCESSES=two .* must be integers"):
         runtime.setup()

@@ -198,7 +198,8 @@ def _prepare(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | 
     )
     if restored is not None and int(begun.step):
         _check_position(run, meta)
-    _compile(run, optimizer, shardings)
+    if int(begun.step) < config.steps:
+        _compile(run, optimizer, shardings)
     return run
 
 
@@ -433,12 +434,13 @@ class _Trainer:
         self.best = best["metrics"].get("mIoU", -1.0) if best else -1.0
         self.saved = self.at if self.at or run.checkpoints.latest() is not None else None
         self.checked = self.at
-        self.totals = run.fresh_totals()
+        self.totals: Totals = {}
         self.waited = 0.0
         self.clock = time.perf_counter()
 
     def train(self) -> None:
         """From the state's step to the last."""
+        self.totals = self.run.fresh_totals()
         config, steps = self.config, self.config.steps
         index, count = sharding.process_rows(self.run.mesh, config.data.batch)
         batches = loader.train_batches(
