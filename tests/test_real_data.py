@@ -44,7 +44,7 @@ def check_run(workdir, photo, classes):
     result = segjax.load(str(workdir))(str(photo))
     with Image.open(photo) as image:
         assert result.labels.shape == image.size[::-1]
-    assert 0 <= result.labels.min() and result.labels.max() < classes
+    assert result.labels.min() >= 0 and result.labels.max() < classes
     drawn = result.draw()
     assert min(drawn.size) > 0 and np.asarray(drawn).std() > 10
 

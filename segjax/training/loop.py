@@ -32,6 +32,7 @@ from segjax.data import datasets, loader
 from segjax.data.prepared import Dataset
 from segjax.errors import SegjaxError
 from segjax.inference import evaluation
+from segjax.inference.windows import Settings
 from segjax.structs import System
 from segjax.training import checkpoints as saving
 from segjax.training import optimizer as optimizers
@@ -78,6 +79,11 @@ def train(
         Interrupted: the process was asked to end; the state is saved.
     """
     runtime.setup()
+    if "://" in str(workdir):
+        raise SegjaxError(
+            f"{workdir}: a workdir is a path of the file system; mount the bucket (gcsfuse, or a"
+            " shared disk) and name the mounted folder."
+        )
     workdir = Path(workdir).absolute()
     try:
         with _Signals() as signals:
@@ -140,6 +146,7 @@ def _prepare(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | 
     mesh = sharding.make_mesh(config.mesh.axes, devices)
     sharding.check_batch(mesh, config.data.batch, config.accumulate)
     schedules.check(config.schedule, config.steps)
+    Settings.of(config.eval)
     system = systems.build(config.model)
     if config.init.layout and not Path(config.init.checkpoint).is_file():
         raise SegjaxError(
@@ -457,9 +464,10 @@ class _Trainer:
         try:
             batch = self._draw(batches)
             while self.at < steps:
-                self.run.state, self.totals = self.run.train_step(
-                    self.run.state, self.totals, batch
-                )
+                with jax.transfer_guard("disallow"):  # no hidden copy to or from the device
+                    self.run.state, self.totals = self.run.train_step(
+                        self.run.state, self.totals, batch
+                    )
                 self.at += 1
                 under_way.append(self.totals["steps"])
                 if len(under_way) > 2:  # do not run ahead of the device: batches take memory
