@@ -7,6 +7,8 @@ mixes the tokens' scores with it.
 
 from __future__ import annotations
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,8 @@ import numpy as np
 
 from segjax.ops import dense
 from segjax.structs import Array, Size
+
+product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 def neighbourhoods(x: Array) -> Array:
@@ -67,7 +71,9 @@ def paint(region_scores: Array, association: Array) -> Array:
     batch, rows, cols, classes = region_scores.shape
     h, w = association.shape[-2:]
     around = neighbourhoods(region_scores)
-    fine = jnp.einsum("bijnhw,bijnk->bihjwk", association.astype(around.dtype), around)
+    shares = association.astype(around.dtype).reshape(batch, rows, cols, 9, h * w)
+    cells = product("bijnm,bijnk->bijmk", shares, around)
+    fine = cells.reshape(batch, rows, cols, h, w, classes).swapaxes(2, 3)
     return fine.reshape(batch, rows * h, cols * w, classes)
 
 
@@ -85,18 +91,22 @@ def painted_labels(region_scores: Array, association: Array, size: Size) -> Arra
     """
     batch, rows, cols, classes = region_scores.shape
     h, w = association.shape[-2:]
-    strips = dense.Strips.plan(size, (rows * h, cols * w), dense.LABEL_STRIP)
-    around = neighbourhoods(region_scores.astype(jnp.float32))  # [B, Ht, Wt, 9, K]
-    # [B, Ht*h, Wt, 9, w]: one fine row after another.
-    shares = association.transpose(0, 1, 4, 2, 3, 5).reshape(batch, rows * h, cols, 9, w)
+    strips = dense.Strips.plan(size, (batch, rows * h, cols * w, classes))
+    padded = jnp.pad(region_scores.astype(jnp.float32), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    # [B, Ht*h, Wt, w, 9]: one fine row after another.
+    shares = association.transpose(0, 1, 4, 2, 5, 3).reshape(batch, rows * h, cols, w, 9)
 
-    def painted_rows(first: jax.Array) -> Array:
-        fine = first + jnp.arange(strips.reach)
-        share, scores = jnp.take(shares, fine, axis=1), jnp.take(around, fine // h, axis=1)
-        painted = jnp.einsum("brjnw,brjnk->bkrjw", share, scores)
-        return painted.reshape(batch, classes, strips.reach, cols * w)
+    def painted_rows(first: Array) -> Array:
+        share = jax.lax.dynamic_slice_in_dim(shares, first, strips.reach, axis=1)
+        token_row = (first + jnp.arange(strips.reach)) // h
+        around = [
+            jnp.take(padded, token_row + n // 3, axis=1, mode="clip")[:, :, n % 3 : n % 3 + cols]
+            for n in range(9)
+        ]
+        painted = product("brjwn,brjnk->brjwk", share, jnp.stack(around, axis=3))
+        return painted.reshape(batch, strips.reach, cols * w, classes)
 
-    return dense.strip_argmax(painted_rows, strips, classes)
+    return dense.strip_argmax(painted_rows, strips)
 
 
 def owner_regions(association: Array) -> Array:

@@ -7,13 +7,19 @@ borders; torch (and so every published segmentation model of this field) does no
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from segjax.structs import Array, Size
+
+Taps = tuple[np.ndarray, np.ndarray]
+"""A sparse matrix [m, n], row by row: indices int32 [m, T] in 0..n-1 and weights float32 [m, T]."""
+
+MOST_GATHERS = 64
+"""Above this T a dense product is the better form of `mix`; the matrix is narrow then."""
 
 
 def bilinear(x: Array, size: Size, *, align_corners: bool = False) -> Array:
@@ -31,8 +37,10 @@ def bilinear(x: Array, size: Size, *, align_corners: bool = False) -> Array:
 
 
 def bicubic(x: Array, size: Size) -> Array:
-    """torch's `interpolate(mode="bicubic", align_corners=False)`. [..., H, W, C] -> [..., *size,
-    C]."""
+    """torch's `interpolate(mode="bicubic", align_corners=False)`.
+
+    [..., H, W, C] -> [..., *size, C] of x's dtype, computed in float32.
+    """
     return _resize(x, size, lambda out, n: taps(out, n, "bicubic"))
 
 
@@ -43,17 +51,20 @@ def bilinear_by_factor(x: Array, factor: float) -> Array:
     two differ.
     """
     size = int(x.shape[-3] * factor), int(x.shape[-2] * factor)
-    return _resize(x, size, lambda out, n: taps(out, n, "bilinear", step=1 / factor))
+    return _resize(x, size, lambda out, n: taps(out, n, step=1 / factor))
 
 
 def nearest(x: Array, size: Size) -> Array:
-    """Source index floor(dst * src_size / dst_size), as torch's "nearest" and OpenCV's
-    INTER_NEAREST.
+    """torch's `interpolate(mode="nearest")`: source index floor(dst * ratio), the ratio in float32.
 
     [..., H, W, C] -> [..., *size, C]; any dtype.
     """
-    rows = (np.arange(size[0]) * x.shape[-3]) // size[0]
-    cols = (np.arange(size[1]) * x.shape[-2]) // size[1]
+    rows, cols = (
+        np.floor(np.arange(out, dtype=np.float32) * (np.float32(n) / np.float32(out)))
+        .astype(np.int32)
+        .clip(max=n - 1)
+        for out, n in zip(size, x.shape[-3:-1])
+    )
     return jnp.take(jnp.take(x, rows, axis=-3), cols, axis=-2)
 
 
@@ -66,13 +77,17 @@ def pad_to_multiple(image: Array, multiple: int) -> Array:
     return jnp.pad(image, ((0, 0), (0, rows), (0, cols), (0, 0)))
 
 
+# --------------------------------------------------------------------------------------------------
+# Host: which samples make which
+
+
 def taps(
     out_size: int,
     in_size: int,
     method: str = "bilinear",
     align_corners: bool = False,
     step: float | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Taps:
     """Which source samples make each output sample along one axis, and how much of each.
 
     Args:
@@ -83,8 +98,7 @@ def taps(
         step: distance between output samples in source samples; by default the ratio of the sizes.
 
     Returns:
-        indices int32 [out_size, T] in 0..in_size-1 and weights float32 [out_size, T]; weights sum
-        to 1.
+        Taps [out_size, in_size]; the weights of an output sum to 1.
     """
     # Coordinates in float32, as torch computes them: in float64 they differ by up to 1e-5 pixels.
     where = np.arange(out_size, dtype=np.float32)
@@ -109,11 +123,26 @@ def taps(
     return indices.astype(np.int32), weights.astype(np.float32)
 
 
-def matrix(out_size: int, in_size: int, indices: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The taps as a dense float32 [out_size, in_size] matrix."""
-    dense = np.zeros((out_size, in_size), np.float32)
-    np.add.at(dense, (np.arange(out_size)[:, None], indices), weights)
+def matrix(indices: np.ndarray, weights: np.ndarray, in_size: int) -> np.ndarray:
+    """Taps as a dense float32 [out_size, in_size] matrix."""
+    dense = np.zeros((len(indices), in_size), np.float32)
+    np.add.at(dense, (np.arange(len(indices))[:, None], indices), weights)
     return dense
+
+
+def transposed(indices: np.ndarray, weights: np.ndarray, in_size: int) -> Taps:
+    """The taps of the transposed matrix: which outputs each of the `in_size` sources went into.
+
+    As many taps as the most used source has; those that a source doesn't need weigh 0.
+    """
+    used = np.nonzero(weights)
+    order = np.argsort(indices[used], kind="stable")
+    source, output, weight = indices[used][order], used[0][order], weights[used][order]
+    uses = np.bincount(source, minlength=in_size)
+    slot = np.arange(len(source)) - (np.cumsum(uses) - uses)[source]
+    back = np.zeros((2, in_size, max(uses.max(), 1)), np.float32)
+    back[0, source, slot], back[1, source, slot] = output, weight
+    return back[0].astype(np.int32), back[1]
 
 
 def _cubic(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
@@ -124,17 +153,69 @@ def _cubic(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
     return np.where(t <= 1, near, np.where(t < 2, far, 0.0))
 
 
-def _resize(x: Array, size: Size, axis_taps) -> Array:  # noqa: ANN001
-    """Two matrix products: fast on every backend in both directions, unlike a gather's
-    transpose."""
-    height, width = x.shape[-3:-1]
-    product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-    y = x.astype(jnp.float32)
+# --------------------------------------------------------------------------------------------------
+# Device
+
+
+def mix(x: Array, indices: np.ndarray, weights: np.ndarray) -> Array:
+    """The taps [m, n] applied to the middle axis: [N, n, C] -> [N, m, C], float32.
+
+    On CPU a few gathers are ten times faster than a product with the dense matrix; a TPU prefers
+    the product.
+    """
+
+    def by_product(x: Array) -> Array:
+        dense = (jax.nn.one_hot(indices, x.shape[1]) * weights[..., None]).sum(axis=1)
+        return jnp.einsum("mn,bnc->bmc", dense, x, precision=jax.lax.Precision.HIGHEST)
+
+    def by_gathers(x: Array) -> Array:
+        def take(t: int) -> Array:
+            # Each of the N has indices of its own. Without them XLA's CPU gather works on a
+            # transposed copy; with N and n merged it would cross the shards of a batch.
+            own = jnp.broadcast_to(indices[:, t], (x.shape[0], len(indices)))
+            return jax.vmap(lambda row, i: row.at[i].get(mode="promise_in_bounds"))(x, own)
+
+        return sum(take(t) * weights[:, t, None] for t in range(indices.shape[1]))
+
+    if indices.shape[1] > MOST_GATHERS:
+        return by_product(x)
+    return jax.lax.platform_dependent(x, tpu=by_product, default=by_gathers)
+
+
+def _resize(x: Array, size: Size, axis_taps: Callable[[int, int], Taps]) -> Array:
+    *lead, height, width, channels = x.shape
+    if tuple(size) == (height, width):  # torch copies then, whatever the factor
+        return x
+    y = x.astype(jnp.float32).reshape(-1, height, width, channels)
+
+    def rows(y: Array) -> Array:
+        flat = y.reshape(-1, height, y.shape[2] * channels)
+        return _mix_both_ways(flat, *axis_taps(size[0], height)).reshape(
+            -1, size[0], y.shape[2], channels
+        )
+
+    def columns(y: Array) -> Array:
+        flat = y.reshape(-1, width, channels)
+        return _mix_both_ways(flat, *axis_taps(size[1], width)).reshape(
+            -1, y.shape[1], size[1], channels
+        )
+
     # The axis that shrinks most goes first.
-    for axis in sorted((0, 1), key=lambda axis: size[axis] / x.shape[axis - 3]):
-        n = (height, width)[axis]
-        if (out := size[axis]) == n and axis_taps(out, n)[1][:, 0].min() == 1.0:
-            continue
-        rows_or_cols = matrix(out, n, *axis_taps(out, n))
-        y = product(("Oh,...hwc->...Owc", "Ow,...hwc->...hOc")[axis], rows_or_cols, y)
-    return y.astype(x.dtype)
+    shrinks_rows = size[0] / height <= size[1] / width
+    y = columns(rows(y)) if shrinks_rows else rows(columns(y))
+    return y.reshape(*lead, *size, channels).astype(x.dtype)
+
+
+def _mix_both_ways(x: Array, indices: np.ndarray, weights: np.ndarray) -> Array:
+    """`mix`, whose gradient is a `mix` too: the transpose of a gather is a scatter, slow on every
+    backend."""
+
+    @jax.custom_vjp
+    def linear(x: Array) -> Array:
+        return mix(x, indices, weights)
+
+    def transpose(_: None, slope: Array) -> tuple[Array]:
+        return (mix(slope, *transposed(indices, weights, x.shape[1])),)
+
+    linear.defvjp(lambda x: (linear(x), None), transpose)
+    return linear(x)
