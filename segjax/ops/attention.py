@@ -51,9 +51,15 @@ def head_major(query: Array, key: Array, value: Array, scale: float) -> Array:
 
 
 def fused(query: Array, key: Array, value: Array, scale: float) -> Array:
-    """cuDNN's flash attention where it exists (half precision, heads of at most 128), else XLA's
-    form."""
+    """cuDNN's flash attention where it exists (half precision, heads of at most 128, GPUs from
+    Ampere on), else XLA's form."""
     fits = query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] in range(8, 129, 8)
     # Tracing cuDNN's form asks for the library, also when another platform is compiled for.
-    kernel = "cudnn" if fits and jax.default_backend() == "gpu" else "xla"
+    kernel = "cudnn" if fits and jax.default_backend() == "gpu" and _is_ampere() else "xla"
     return jax.nn.dot_product_attention(query, key, value, scale=scale, implementation=kernel)
+
+
+def _is_ampere() -> bool:
+    # "8.0" and the like on NVIDIA's; AMD's are called "gfx90a".
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))
+    return capability[:1].isdigit() and float(capability) >= 8.0

@@ -26,8 +26,11 @@ ACCELERATOR_STRIP = 4 * CPU_STRIP
 BLOCK = 32
 """Output columns per matrix product on the way back, see `Strips.shrink`."""
 
+FEW = 16
+"""Up to so many classes XLA's argmax is fast on CPU (tenfold slower beyond)."""
+
 LANES = 8
-"""Classes compared at a time by `best_class` on CPU."""
+"""Classes that `best_class` compares at a time on CPU when there are more than 2 * FEW."""
 
 
 def resize_argmax(scores: Array, size: Size) -> Array:
@@ -50,16 +53,26 @@ def resize_argmax(scores: Array, size: Size) -> Array:
 
 def best_class(scores: Array) -> tuple[Array, Array]:
     """The maximum over the last axis and its index (int32, the lowest on ties)."""
-    return jax.lax.platform_dependent(scores, cpu=_best_by_lanes, default=_best_by_reduction)
+    few = scores.shape[-1] <= 2 * FEW
+    on_cpu = _best_of_halves if few else _best_by_lanes
+    return jax.lax.platform_dependent(scores, cpu=on_cpu, default=_best_by_reduction)
 
 
 def _best_by_reduction(scores: Array) -> tuple[Array, Array]:
     return scores.max(axis=-1), scores.argmax(axis=-1).astype(jnp.int32)
 
 
+def _best_of_halves(scores: Array) -> tuple[Array, Array]:
+    """The better of the first FEW classes and the rest."""
+    if scores.shape[-1] <= FEW:
+        return _best_by_reduction(scores)
+    (low, first), (high, second) = map(_best_by_reduction, (scores[..., :FEW], scores[..., FEW:]))
+    return jnp.maximum(low, high), jnp.where(high > low, second + FEW, first)
+
+
 def _best_by_lanes(scores: Array) -> tuple[Array, Array]:
-    """Compares LANES classes with the next LANES, and so on: XLA's argmax over a last axis takes
-    one value at a time on CPU."""
+    """Compares LANES classes with the next LANES, and so on: of more than FEW classes, XLA's
+    argmax takes one at a time on CPU."""
     classes = scores.shape[-1]
     lanes = min(LANES, classes)
     best = scores[..., :lanes]

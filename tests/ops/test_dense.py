@@ -6,6 +6,7 @@ import sys
 
 import chex
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -58,19 +59,19 @@ def test_argmax_by_strips_is_the_argmax(old, new, strips):
     assert clear.mean() > 0.99
 
 
-@pytest.mark.parametrize("classes", [1, 5, 8, 9, 150])
+@pytest.mark.parametrize("classes", [1, 5, 8, 9, 16, 17, 32, 33, 150])
 def test_the_best_class_is_the_first_of_the_highest(classes):
     """On every form; small whole numbers make ties."""
     scores = jax.random.randint(jax.random.key(0), (3, 40, classes), 0, 4).astype(jnp.float32)
     for form in (dense.best_class, dense._best_by_lanes, dense._best_by_reduction):
-        highest, label = form(scores)
+        highest, label = jax.jit(form)(scores)
         np.testing.assert_array_equal(label, scores.argmax(-1))
         np.testing.assert_array_equal(highest, scores.max(-1))
 
 
 def test_the_best_class_of_nan_is_a_class():
     scores = jnp.full((2, 20), jnp.nan)
-    for form in (dense._best_by_lanes, dense._best_by_reduction):
+    for form in (dense.best_class, dense._best_by_lanes, dense._best_by_reduction):
         label = form(scores)[1]
         assert label.min() >= 0 and label.max() < 20
 
@@ -182,3 +183,15 @@ def test_a_sharded_batch_gives_the_same_and_talks_only_to_join_the_sums():
     flags = "--xla_force_host_platform_device_count=2"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", SHARDED], env=environment, check=True)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_tiled_forms_lower_for_accelerators_on_any_machine(platform):
+    scores = jax.ShapeDtypeStruct((2, 32, 32, 19), jnp.bfloat16)
+    labels = jax.ShapeDtypeStruct((2, 128, 130), jnp.int16)
+    loss = jax.value_and_grad(lambda s, y: dense.resize_cross_entropy(s, y)[0])
+    exported = jax.export.export(jax.jit(loss), platforms=[platform])(scores, labels)
+    assert [aval.shape for aval in exported.out_avals] == [(), scores.shape]
+    argmax = jax.jit(lambda s: dense.resize_argmax(s, (128, 130)))
+    exported = jax.export.export(argmax, platforms=[platform])(scores)
+    assert exported.out_avals[0].shape == labels.shape
