@@ -57,6 +57,17 @@ def test_slices_of_the_batch_give_the_whole_batch_exactly(trained, batch):
         )
 
 
+def test_scanned_and_rematerialised_blocks_slice_exactly_too(trained, batch):
+    system, variables = trained
+    thrifty = systems.build(SMALL | dict(scan=True, remat=True))
+    chex.assert_trees_all_close(
+        value_and_gradient(thrifty, variables, batch, 2),
+        value_and_gradient(system, variables, batch, 1),
+        rtol=2e-5,
+        atol=1e-6,
+    )
+
+
 def test_slices_that_do_not_divide_the_batch_are_refused(trained, batch):
     with pytest.raises(
         SegjaxError, match=r"config\.accumulate: 3 slices do not divide the batch of 4"
