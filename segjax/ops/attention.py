@@ -37,8 +37,8 @@ def attention(query: Array, key: Array, value: Array, scale: float | None = None
 def head_major(query: Array, key: Array, value: Array, scale: float) -> Array:
     """Batched products in [B, heads, N, d] and ONE division at the end.
 
-    On CPU this is 2.5 to 4 times faster than `jax.nn.dot_product_attention`: the layout decides,
-    not the arithmetic.
+    On CPU (N=1024, 3 heads of 64) 2 to 3 times faster than `jax.nn.dot_product_attention`:
+    the layout decides, not the arithmetic.
     """
     query, key, value = (x.swapaxes(1, 2) for x in (query * scale, key, value))
     logits = jnp.einsum("bhnd,bhmd->bhnm", query, key, preferred_element_type=jnp.float32)

@@ -32,7 +32,7 @@ def write(path, content=TENSORS):
     elif path.suffix == ".npz":
         np.savez(path, **content)
     else:
-        torch = pytest.importorskip("torch")
+        torch = pytest.importorskip("torch", reason="torch is the oracle; pip install .[test]")
         torch.save({name: torch.tensor(x) for name, x in content.items()}, path)
     return path
 
@@ -49,7 +49,7 @@ def test_a_folder_of_safetensors_is_one_checkpoint(tmp_path):
 
 
 def test_half_precision_is_read(tmp_path):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="torch is the oracle; pip install .[test]")
     save_file({"x": np.ones(2, ml_dtypes.bfloat16)}, tmp_path / "x.safetensors")
     torch.save({"x": torch.ones(2, dtype=torch.bfloat16)}, tmp_path / "x.pth")
     for name in ("x.safetensors", "x.pth"):
@@ -59,7 +59,7 @@ def test_half_precision_is_read(tmp_path):
 @pytest.mark.parametrize("nest", ["state_dict", "model"])
 def test_nested_state_dicts_are_unwrapped(tmp_path, nest):
     """As mmcv and DeiT write them, with plain values and NumPy numbers beside."""
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="torch is the oracle; pip install .[test]")
     state = {name: torch.tensor(x) for name, x in TENSORS.items()}
     meta = {"CLASSES": ("a", "b"), "epoch": 3, "best": np.float64(0.5), "PALETTE": np.eye(3)}
     torch.save({"meta": meta, nest: state}, tmp_path / "x.pth")
@@ -78,7 +78,7 @@ class Touch:
 
 
 def test_a_file_that_would_run_code_is_refused_and_runs_nothing(tmp_path):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="torch is the oracle; pip install .[test]")
     trap = tmp_path / "trap"
     torch.save({"state_dict": {}, "hook": Touch(trap)}, tmp_path / "evil.pth")
     np.savez(tmp_path / "evil.npz", x=np.array([Touch(trap)], dtype=object))
@@ -108,7 +108,7 @@ def test_what_is_no_checkpoint_is_said(tmp_path):
     (tmp_path / "x.onnx").touch()
     with pytest.raises(SegjaxError, match=r"a checkpoint is a \.safetensors"):
         importers.read(tmp_path / "x.onnx")
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="torch is the oracle; pip install .[test]")
     torch.save({"epoch": 3}, tmp_path / "x.pth")
     with pytest.raises(SegjaxError, match="it holds no tensors"):
         importers.read(tmp_path / "x.pth")

@@ -61,7 +61,7 @@ def test_a_released_segmenter_lends_its_backbone_to_other_classes(tmp_path):
 
 @pytest.mark.parametrize("distilled", [False, True])
 def test_position_embedding_is_resized_as_torch_does(tmp_path, distilled):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="torch is the oracle; pip install .[test]")
     pretrained = fresh(1, distilled=distilled)
     variables = fresh(2, image_size=(72, 40), distilled=distilled)
     path = write(tmp_path / "x.safetensors", "timm", pretrained)

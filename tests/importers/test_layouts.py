@@ -114,8 +114,10 @@ def test_timm_names_and_shapes_are_those_of_its_files():
 
 def test_a_vit_of_transformers_gives_the_same_features(tmp_path):
     """Tiny and random, through the files that it saves: embeddings, a block and the last norm."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch", reason="torch is the oracle; pip install .[test]")
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is the oracle; pip install .[test]"
+    )
     config = transformers.ViTConfig(
         hidden_size=32,
         num_hidden_layers=2,

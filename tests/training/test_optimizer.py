@@ -30,7 +30,7 @@ def params():
 
 
 def test_adamw_is_torchs():
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="torch is the oracle; pip install .[test]")
     values = np.linspace(-1, 1, 7, dtype=np.float32)
     gradients = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
     theirs = torch.nn.Parameter(torch.tensor(values))
