@@ -30,6 +30,7 @@ OPEN = ("model", "data.dataset")
 """Dicts whose fields depend on the system or the dataset they name. A file replaces them whole."""
 
 CHOICES = {
+    "optimizer.name": ("adamw", "sgd"),
     "schedule.name": ("poly", "cosine_restart", "constant"),
     "eval.mode": ("slide", "whole"),
 }
@@ -94,16 +95,21 @@ def defaults() -> ConfigDict:
     config.augment.flip = 0.5  # probability of mirroring
     config.augment.photometric = True  # brightness, contrast, saturation and hue
 
-    config.optimizer = ConfigDict()  # AdamW
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"  # adamw or sgd
     config.optimizer.learning_rate = 6e-5  # at the peak of the schedule
-    config.optimizer.beta1 = 0.9
-    config.optimizer.beta2 = 0.999
-    config.optimizer.epsilon = 1e-8
-    config.optimizer.weight_decay = 0.01  # decoupled, times the learning rate
+    config.optimizer.beta1 = 0.9  # of adamw
+    config.optimizer.beta2 = 0.999  # of adamw
+    config.optimizer.epsilon = 1e-8  # of adamw
+    config.optimizer.momentum = 0.9  # of sgd
+    config.optimizer.nesterov = False  # of sgd
+    config.optimizer.weight_decay = 0.01  # adamw: decoupled, times the rate; sgd: in the gradient
     config.optimizer.no_decay = ()  # regexes, searched in parameter paths as segjax info prints
     #                                 them
     config.optimizer.clip_norm = 0.0  # longest gradient, over all parameters; 0: any
     config.optimizer.layer_decay = 1.0  # learning rate factor per block below the head
+    config.optimizer.rates = ()  # (regex on parameter paths, factor): the first match multiplies
+    #                              the learning rate
     config.optimizer.ema = 0.0  # decay of the parameter average that is evaluated; 0: none
 
     config.schedule = ConfigDict()
@@ -132,6 +138,7 @@ def defaults() -> ConfigDict:
     config.eval.flip = False  # averages with the mirrored image
     config.eval.batch = 8  # images or windows per forward pass
     config.eval.pad_windows = True  # windows at the border of a small image are filled up
+    config.eval.enlarge = False  # an image smaller than its (square) window is enlarged first
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 4000  # steps

@@ -33,14 +33,17 @@ class Semantic:
     Attributes:
         labels: [B, H, W] int32, the class of each pixel of the input.
         scores: [B, h, w, K] float32 logits on the system's own grid; resized bilinearly (half-pixel
-            centres) to [H, W] their argmax is `labels`.
+            centres) to [H, W], or to `covers` and cut to [H, W], their argmax is `labels`.
         regions: [B, h, w] int32 index (row-major) of the token each cell belongs to most, or None
             when the system has no regions.
+        covers: (height, width) in pixels that the scores stand for where a system fills the image
+            up at its bottom and right; None means the image.
     """
 
     labels: Array
     scores: Array
     regions: Array | None = None
+    covers: Size | None = flax.struct.field(pytree_node=False, default=None)
 
 
 class System(Protocol):

@@ -71,3 +71,18 @@ def cityscapes(crop: int = 768, stride: int = 512) -> ConfigDict:
     config.checkpoint = dict(every=2000)
     config.steps = 80_000
     return config
+
+
+def segmenter(config: ConfigDict, learning_rate: float, epochs: int, images: int) -> ConfigDict:
+    """Segmenter's recipe on top of a dataset: SGD, batches of 8, its own inference (windows
+    overlap by 32 pixels, small images are enlarged)."""
+    crop = config.augment.crop[0]
+    config.data.batch = 8
+    config.optimizer = dict(
+        name="sgd", learning_rate=learning_rate, momentum=0.9, nesterov=True, weight_decay=0.0
+    )
+    config.schedule = dict(name="poly", power=0.9, min_rate=1e-5, warmup_steps=0)
+    config.steps = epochs * -(-images // config.data.batch)
+    config.eval.stride = (crop - 32, crop - 32)
+    config.eval.enlarge = True
+    return config

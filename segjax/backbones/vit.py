@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from segjax.ops import resize
-from segjax.ops.attention import attention
+from segjax.ops.attention import attention, attention_with_dropout
 from segjax.structs import Array, Size
 
 Dtype = Any
@@ -42,6 +42,9 @@ class ViT(nn.Module):
         distilled: a second extra token after the class token (DeiT).
         norm_epsilon: 1e-6 in timm, mmsegmentation and RegProxy; 1e-5 in Segmenter.
         position_resize: "bicubic" (RegProxy) or "bilinear" (Segmenter, SETR).
+        final_norm: normalise the last block's output; False (SETR) leaves that to the heads.
+        drop_class_token: the extra tokens leave after the position embedding, before block 0
+            (SETR-MLA).
         stem: a convolution network applied to the image before the patch embedding (hybrids); its
             stride times the embedding's 1x1 kernel makes `patch`.
         drop_path: rate of stochastic depth in the last block; block i of L has rate * i / (L - 1).
@@ -58,6 +61,8 @@ class ViT(nn.Module):
     distilled: bool = False
     norm_epsilon: float = 1e-6
     position_resize: str = "bicubic"
+    final_norm: bool = True
+    drop_class_token: bool = False
     stem: nn.Module | None = None
     drop_path: float = 0.0
     dtype: Dtype = jnp.float32
@@ -83,9 +88,10 @@ class ViT(nn.Module):
                 means 1.
 
         Returns:
-            Maps [B, Ht, Wt, C] without the extra tokens: "embedded" (after the position embedding),
-            "block_i" (the un-normalised residual stream after block i) and "norm" (the final norm
-            of the last block).
+            "tokens" [B, extra + N, C]: the last tokens, after the final norm if there is one. All
+            else are maps [B, Ht, Wt, C] without the extra tokens: "embedded" (after the position
+            embedding), "block_i" (the un-normalised residual stream after block i) and, with a
+            final norm, "norm".
         """
         x = image.astype(self.dtype)
         if self.stem is None:
@@ -115,9 +121,11 @@ class ViT(nn.Module):
             )
         tokens = [jnp.broadcast_to(t.astype(self.dtype), (batch, 1, channels)) for t in extra]
         x = jnp.concatenate([*tokens, x], axis=1) + position.astype(self.dtype)
+        if self.drop_class_token:
+            x = x[:, len(extra) :]
 
         def as_map(tokens: Array) -> Array:
-            return tokens[:, len(extra) :].reshape(batch, rows, cols, channels)
+            return tokens[:, -rows * cols :].reshape(batch, rows, cols, channels)
 
         levels = {"embedded": as_map(x)}
         if branch_scale is None:
@@ -130,10 +138,12 @@ class ViT(nn.Module):
             for i in range(self.depth):
                 x = block(**self.block_fields, name=f"block_{i}")(x, branch_scale[i])
                 levels[f"block_{i}"] = as_map(x)
+        if not self.final_norm:
+            return levels | {"tokens": x}
         x = nn.LayerNorm(
             epsilon=self.norm_epsilon, dtype=self.dtype, use_fast_variance=False, name="norm"
         )(x)
-        return levels | {"norm": as_map(x)}
+        return levels | {"norm": as_map(x), "tokens": x}
 
     @property
     def block_fields(self) -> dict[str, Any]:
@@ -180,10 +190,15 @@ class PatchEmbed(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm1(x)), then x + mlp(norm2(x)). [B, N, C] -> [B, N, C]."""
+    """x + attention(norm1(x)), then x + mlp(norm2(x)). [B, N, C] -> [B, N, C].
+
+    `dropout` acts on the attention weights and after each linear layer but the first of the
+    attention (timm), and only where an rng named "dropout" is given.
+    """
 
     heads: int
     norm_epsilon: float
+    dropout: float = 0.0
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -193,18 +208,17 @@ class Block(nn.Module):
             nn.LayerNorm, epsilon=self.norm_epsilon, dtype=self.dtype, use_fast_variance=False
         )
         keep = branch_scale.astype(x.dtype)[:, :, None, None]
-        x = x + keep[0] * Attention(self.heads, dtype=self.dtype, name="attention")(
-            norm(name="norm1")(x)
-        )
-        return x + keep[1] * Mlp(4 * x.shape[-1], dtype=self.dtype, name="mlp")(
-            norm(name="norm2")(x)
-        )
+        attend = Attention(self.heads, self.dropout, dtype=self.dtype, name="attention")
+        x = x + keep[0] * attend(norm(name="norm1")(x))
+        mlp = Mlp(4 * x.shape[-1], self.dropout, dtype=self.dtype, name="mlp")
+        return x + keep[1] * mlp(norm(name="norm2")(x))
 
 
 class Attention(nn.Module):
     """Multi-head self-attention with one fused, biased projection to queries, keys and values."""
 
     heads: int
+    dropout: float = 0.0
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -212,20 +226,34 @@ class Attention(nn.Module):
         head_size = x.shape[-1] // self.heads
         dense = functools.partial(nn.DenseGeneral, dtype=self.dtype, kernel_init=dense_init)
         qkv = dense((3, self.heads, head_size), name="qkv")(x)
-        x_out = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        return dense(x.shape[-1], axis=(-2, -1), name="proj")(x_out)
+        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        if self.dropout and self.has_rng("dropout"):
+            mixed = attention_with_dropout(
+                query, key, value, self.dropout, self.make_rng("dropout")
+            )
+        else:
+            mixed = attention(query, key, value)
+        return drop(self, dense(x.shape[-1], axis=(-2, -1), name="proj")(mixed))
 
 
 class Mlp(nn.Module):
     hidden: int
+    dropout: float = 0.0
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=dense_init)
-        return dense(x.shape[-1], name="fc2")(
-            nn.gelu(dense(self.hidden, name="fc1")(x), approximate=False)
-        )
+        hidden = drop(self, nn.gelu(dense(self.hidden, name="fc1")(x), approximate=False))
+        return drop(self, dense(x.shape[-1], name="fc2")(hidden))
+
+
+def drop(module: nn.Module, x: Array) -> Array:
+    """Dropout at the rate `module.dropout` where an rng named "dropout" is given, else x."""
+    if not module.dropout or not module.has_rng("dropout"):
+        return x
+    keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - module.dropout, x.shape)
+    return jnp.where(keep, x / (1.0 - module.dropout), 0).astype(x.dtype)
 
 
 def drop_path_scale(rng: Array, rate: float, depth: int, batch: int) -> Array:

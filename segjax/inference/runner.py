@@ -30,7 +30,7 @@ from segjax.inference.windows import (
 )
 from segjax.metrics import confusion
 from segjax.ops import assembly
-from segjax.structs import Array, Size, System, Variables
+from segjax.structs import Array, Semantic, Size, System, Variables
 from segjax.training.sharding import batch_sharding, replicated
 
 STRIP_BYTES = 2**28
@@ -189,7 +189,15 @@ class Runner:
 
     def cells(self, window: Size) -> tuple[int, int, int]:
         """(h, w, K) of the scores of a window of (height, width)."""
-        return _scores_shape(self.system, window, jax.tree.structure(self.variables), self._leaves)
+        return self._said(window).scores.shape[1:]
+
+    def covers(self, window: Size) -> Size:
+        """(height, width) in pixels that the scores of a window stand for."""
+        return self._said(window).covers or window
+
+    def _said(self, window: Size) -> Semantic:
+        """Shapes of what the system says about a window."""
+        return _said(self.system, window, jax.tree.structure(self.variables), self._leaves)
 
     @functools.cached_property
     def _leaves(self) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -293,8 +301,9 @@ class Runner:
         """
         inputs = []
         for number in range(len(plans[0])):
-            cells = self.cells(plans[0][number].window)[:2]
-            axes = zip(*(blocks(plans[row][number], cells, size) for row in range(count)))
+            window = plans[0][number].window
+            cells, covers = self.cells(window)[:2], self.covers(window)
+            axes = zip(*(blocks(plans[row][number], cells, size, covers) for row in range(count)))
             inputs.append(tuple(self._put_blocks(assembly.stack(axis), count) for axis in axes))
         return inputs
 
@@ -347,9 +356,29 @@ class Runner:
         """The totals with the group's areas added, and its labels."""
         return self._assemble("areas", plan)(scores.calls, inputs, total, semantic)
 
+    def count_pairs(self, total: Array, labels: Array, semantic: Array) -> tuple[Array, Array]:
+        """The confusion matrices with the group's added, and the areas of each image.
+
+        Args:
+            total: of `zero_pairs`, or of the group before.
+            labels: int16 [B, H, W] of `count_areas`.
+            semantic: int16 [B, H, W].
+
+        Returns:
+            uint32 [shards, 2, K, K] and int32 [B, 3, K].
+        """
+        return _compiled_pairs(self.mesh, self._split)(total, labels, semantic)
+
     def zero_areas(self) -> Array:
         """Totals for `count_areas`: uint32 [shards, 2, 3, K], each device has its own."""
-        shape = (self.shards, 2, 3, self.system.classes)
+        return self._zeros(3, self.system.classes)
+
+    def zero_pairs(self) -> Array:
+        """Totals for `count_pairs`: uint32 [shards, 2, K, K], rows truth, columns prediction."""
+        return self._zeros(self.system.classes, self.system.classes)
+
+    def _zeros(self, rows: int, columns: int) -> Array:
+        shape = (self.shards, 2, rows, columns)
         return jax.make_array_from_callback(
             shape,
             self._split,
@@ -413,15 +442,14 @@ def _compiled_predict(system: System, mesh: Mesh, regions: bool) -> Callable[...
 
 
 @functools.lru_cache(maxsize=256)
-def _scores_shape(
+def _said(
     system: System, window: Size, tree: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]
-) -> tuple[int, int, int]:
+) -> Semantic:
     batch = {
         "image": jax.ShapeDtypeStruct((1, *window, 3), jnp.uint8),
         "image_size": jax.ShapeDtypeStruct((1, 2), jnp.int32),
     }
-    said = jax.eval_shape(system.predict, jax.tree.unflatten(tree, leaves), batch)
-    return said.scores.shape[1:]
+    return jax.eval_shape(system.predict, jax.tree.unflatten(tree, leaves), batch)
 
 
 @functools.lru_cache(maxsize=256)
@@ -458,6 +486,18 @@ def _compiled_assembly(
     # Each device by itself. Over other axes of the mesh the same is computed everywhere.
     by_device = jax.shard_map(
         function, mesh=mesh, in_specs=split.spec, out_specs=split.spec, check_vma=False
+    )
+    return jax.jit(by_device)
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled_pairs(mesh: Mesh, split: NamedSharding) -> Callable[..., tuple[Array, Array]]:
+    def count(total: Array, labels: Array, semantic: Array) -> tuple[Array, Array]:
+        pairs = confusion.image_pairs(labels, semantic, total.shape[-1])
+        return confusion.add(total[0], pairs)[None], confusion.pair_areas(pairs)
+
+    by_device = jax.shard_map(
+        count, mesh=mesh, in_specs=split.spec, out_specs=split.spec, check_vma=False
     )
     return jax.jit(by_device)
 

@@ -38,6 +38,8 @@ class Settings:
         pad_windows: a window that the image doesn't fill is filled up with mean colour (RegProxy);
             a whole image is filled up to the crop, or beyond it to a multiple of 32. False leaves
             windows small (mmsegmentation), and each shape is compiled.
+        enlarge: an image whose short side is below the (square) window is first enlarged until it
+            fills it (Segmenter).
     """
 
     mode: str = "slide"
@@ -48,6 +50,7 @@ class Settings:
     flip: bool = False
     batch: int = 8
     pad_windows: bool = True
+    enlarge: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in ("slide", "whole"):
@@ -60,6 +63,11 @@ class Settings:
             raise SegjaxError(
                 f"config.eval.stride {self.stride} leaves gaps between windows of {self.crop}; take"
                 " a stride no larger than config.eval.crop."
+            )
+        if self.enlarge and (self.mode != "slide" or self.crop[0] != self.crop[1]):
+            raise SegjaxError(
+                f"config.eval.enlarge fills square sliding windows, but mode is '{self.mode}' and"
+                f" crop is {self.crop}; set enlarge=False or take a square crop."
             )
         if not self.ratios or min(self.ratios) <= 0:
             raise SegjaxError(
@@ -83,12 +91,14 @@ class Span(NamedTuple):
 
     Attributes:
         original: pixels of the image as it came.
-        inner: pixels of the image that is cut.
+        scaled: pixels of the image fitted into `scale`.
+        inner: pixels of the image that is cut; more than `scaled` only if it was enlarged.
         window: pixels of a window.
         starts: first pixel of each window.
     """
 
     original: int
+    scaled: int
     inner: int
     window: int
     starts: tuple[int, ...]
@@ -100,6 +110,11 @@ class Copy(NamedTuple):
     rows: Span
     columns: Span
     mirrored: bool
+
+    @property
+    def scaled(self) -> Size:
+        """(height, width) of the image fitted into `scale`."""
+        return self.rows.scaled, self.columns.scaled
 
     @property
     def size(self) -> Size:
@@ -136,11 +151,8 @@ def plan(size: Size, settings: Settings) -> list[Copy]:
     """The copies of an image of (height, width) `size`: each ratio plain, then mirrored."""
     copies = []
     for ratio in settings.ratios:
-        inner = transforms.rescaled_size(tuple(map(int, size)), settings.scale, ratio)
-        rows, columns = (
-            _span(int(size[i]), inner[i], settings.crop[i], settings.stride[i], settings)
-            for i in (0, 1)
-        )
+        scaled = transforms.rescaled_size(tuple(map(int, size)), settings.scale, ratio)
+        rows, columns = _spans(tuple(map(int, size)), scaled, settings)
         copies.append(Copy(rows, columns, False))
         if settings.flip:
             copies.append(Copy(rows, columns, True))
@@ -159,36 +171,51 @@ def plan_ready(
         settings: `scale`, `ratios` and `flip` don't matter.
     """
     return [
-        Copy(
-            *(
-                _span(original[i], size[i], settings.crop[i], settings.stride[i], settings)
-                for i in (0, 1)
-            ),
-            bool(flag),
-        )
-        for size, flag in zip(sizes, mirrored)
+        Copy(*_spans(original, size, settings), bool(flag)) for size, flag in zip(sizes, mirrored)
     ]
 
 
-def _span(original: int, inner: int, crop: int, stride: int, settings: Settings) -> Span:
+def _spans(original: Size, scaled: Size, settings: Settings) -> tuple[Span, Span]:
+    inner = enlarged_size(scaled, settings.crop[0]) if settings.enlarge else scaled
+    rows, columns = (
+        Span(original[i], scaled[i], inner[i], *_laid(inner[i], i, settings)) for i in (0, 1)
+    )
+    return rows, columns
+
+
+def enlarged_size(size: Size, least: int) -> Size:
+    """(height, width) with the short side brought up to `least`, the long one cut to whole pixels
+    (Segmenter)."""
+    height, width = size
+    if min(size) >= least:
+        return size
+    if height < width:
+        return least, int(width / height * least)
+    return int(height / width * least), least
+
+
+def _laid(inner: int, axis: int, settings: Settings) -> tuple[int, tuple[int, ...]]:
+    """Window and starts along an axis."""
+    crop, stride = settings.crop[axis], settings.stride[axis]
     if settings.mode == "slide":
-        window = crop if settings.pad_windows else min(crop, inner)
-        return Span(original, inner, window, starts(inner, crop, stride))
+        return (crop if settings.pad_windows else min(crop, inner)), starts(inner, crop, stride)
     if settings.pad_windows:
-        window = crop if inner <= crop else -(-inner // WHOLE_MULTIPLE) * WHOLE_MULTIPLE
-        return Span(original, inner, window, (0,))
-    return Span(original, inner, inner, (0,))
+        return (crop if inner <= crop else -(-inner // WHOLE_MULTIPLE) * WHOLE_MULTIPLE), (0,)
+    return inner, (0,)
 
 
 def rescale(image: np.ndarray, copy: Copy) -> np.ndarray:
-    """The image of a copy: `image` [H, W, 3] resized, and mirrored if the copy is."""
-    if image.shape[:2] != copy.size:
-        image = transforms.resize_image(image, copy.size)
+    """The image of a copy: `image` [H, W, 3] fitted into the scale, mirrored if the copy is."""
+    if image.shape[:2] != copy.scaled:
+        image = transforms.resize_image(image, copy.scaled)
     return image[:, ::-1] if copy.mirrored else image
 
 
 def cut(image: np.ndarray, copy: Copy) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts the image of a copy into its windows.
+    """Enlarges the image of a copy if its plan says so, and cuts it into windows.
+
+    Officially an image is enlarged after normalisation; a uint8 one is rounded to whole grey levels
+    again here, a float one is not.
 
     Args:
         image: [h, w, 3], what `rescale` returns.
@@ -198,6 +225,8 @@ def cut(image: np.ndarray, copy: Copy) -> tuple[np.ndarray, np.ndarray]:
         [n, *copy.window, 3] of the same dtype, row-major, 0 beyond the image; and int32 [n, 2],
         (height, width) of the real pixels in each.
     """
+    if image.shape[:2] != copy.size:
+        image = transforms.resize_image(image, copy.size)
     windows = np.zeros((copy.windows, *copy.window, 3), image.dtype)
     extents = np.zeros((copy.windows, 2), np.int32)
     for k in range(copy.windows):
@@ -209,23 +238,30 @@ def cut(image: np.ndarray, copy: Copy) -> tuple[np.ndarray, np.ndarray]:
     return windows, extents
 
 
-def blocks(copy: Copy, cells: Size, size: Size) -> tuple[assembly.Blocks, assembly.Blocks]:
+def blocks(
+    copy: Copy, cells: Size, size: Size, covers: Size
+) -> tuple[assembly.Blocks, assembly.Blocks]:
     """The row and column blocks that assemble a copy's scores.
 
     Args:
         copy: the plan.
         cells: (height, width) of the scores of a window.
         size: (height, width) of the output, which may be larger than the image.
+        covers: (height, width) in pixels that the scores of a window stand for.
     """
     return (
-        _blocks(copy.rows, cells[0], False, assembly.ROW_TILE, size[0]),
-        _blocks(copy.columns, cells[1], copy.mirrored, assembly.COLUMN_TILE, size[1]),
+        _blocks(copy.rows, cells[0], False, assembly.ROW_TILE, size[0], covers[0]),
+        _blocks(copy.columns, cells[1], copy.mirrored, assembly.COLUMN_TILE, size[1], covers[1]),
     )
 
 
 @functools.lru_cache(maxsize=256)
-def _blocks(span: Span, cells: int, mirrored: bool, tile: int, length: int) -> assembly.Blocks:
-    taps = assembly.taps(span.original, span.inner, span.starts, span.window, cells, mirrored)
+def _blocks(
+    span: Span, cells: int, mirrored: bool, tile: int, length: int, covers: int
+) -> assembly.Blocks:
+    taps = assembly.taps(
+        span.original, span.inner, span.starts, span.window, cells, mirrored, covers
+    )
     return assembly.blocks(*taps, tile, length)
 
 

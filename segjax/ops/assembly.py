@@ -54,6 +54,7 @@ def taps(
     window: int,
     cells: int,
     mirrored: bool = False,
+    covers: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """How one axis of the logits follows from the scores of the windows along that axis.
 
@@ -64,12 +65,13 @@ def taps(
         window: pixels of a window; what lies beyond the image is dropped.
         cells: scores per window.
         mirrored: the image was mirrored along this axis before it was cut.
+        covers: pixels that the scores of a window stand for, if more than the window.
 
     Returns:
         indices int32 and weights float32, both [length, T]: entry k*cells + i is score i of window
         k. Weights of a row sum to 1.
     """
-    cell_indices, cell_weights = resize.taps(window, cells)
+    cell_indices, cell_weights = resize.taps(covers or window, cells)
     cell_weights = cell_weights.astype(np.float64)
     pixels = np.arange(inner)[:, None]
     covers = (pixels >= np.asarray(starts)) & (pixels < np.asarray(starts) + window)

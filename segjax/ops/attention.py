@@ -34,6 +34,19 @@ def attention(query: Array, key: Array, value: Array, scale: float | None = None
     )
 
 
+def attention_with_dropout(
+    query: Array, key: Array, value: Array, rate: float, rng: Array
+) -> Array:
+    """`attention` whose weights are each zeroed with probability `rate`, the rest scaled by
+    1 / (1 - rate). The weights are in memory: [B, heads, N, M]."""
+    chex.assert_equal_shape((key, value))
+    logits = jnp.einsum("bnhd,bmhd->bhnm", query * query.shape[-1] ** -0.5, key)
+    weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+    keep = jax.random.bernoulli(rng, 1.0 - rate, weights.shape)
+    weights = jnp.where(keep, weights / (1.0 - rate), 0.0).astype(value.dtype)
+    return jnp.einsum("bhnm,bmhd->bnhd", weights, value)
+
+
 def head_major(query: Array, key: Array, value: Array, scale: float) -> Array:
     """Batched products in [B, heads, N, d] and ONE division at the end.
 

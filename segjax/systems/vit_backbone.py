@@ -24,6 +24,10 @@ def make_vit(
     dtype: str,
     remat: bool,
     scan: bool,
+    norm_epsilon: float = 1e-6,
+    position_resize: str = "bicubic",
+    final_norm: bool = True,
+    drop_class_token: bool = False,
 ) -> vit.ViT:
     """A ViT by its name ("vit_ti16", "vit_r26_s32", ...) or by its numbers.
 
@@ -31,6 +35,8 @@ def make_vit(
         backbone: a name of `vit.VARIANTS` or `vit_hybrid.VARIANTS`, or {"width", "depth", "heads",
             "patch"}.
         image_size: (height, width) in pixels that the position embedding belongs to.
+        distilled, drop_path, dtype, remat, scan, norm_epsilon, position_resize, final_norm,
+        drop_class_token: see `vit.ViT`.
 
     Raises:
         SegjaxError: the name is unknown, or the numbers don't fit.
@@ -73,6 +79,10 @@ def make_vit(
         dtype=compute,
         remat=remat,
         scan=scan,
+        norm_epsilon=norm_epsilon,
+        position_resize=position_resize,
+        final_norm=final_norm,
+        drop_class_token=drop_class_token,
     )
 
 

@@ -169,7 +169,7 @@ def _prepare(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | 
         part.replace(workdir / "label_space.json")
     _together("segjax_workdir")
 
-    optimizer = optimizers.adamw(config.optimizer, config.schedule, config.steps)
+    optimizer = optimizers.make(config.optimizer, config.schedule, config.steps)
     abstract = _abstract_state(config, system, optimizer, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     restored = checkpoints.restore(abstract)

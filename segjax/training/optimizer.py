@@ -1,4 +1,4 @@
-"""AdamW with the exclusions, layer-wise rates and clipping that the papers use.
+"""AdamW and SGD with the exclusions, rates per parameter and clipping that the papers use.
 
 Parameters are named by their path in the tree, e.g. "backbone/block_0/norm1/scale".
 """
@@ -18,12 +18,20 @@ from segjax.training import schedules
 PyTree = Any
 
 
-def adamw(
+def make(
     optimizer: Mapping[str, Any], schedule: Mapping[str, Any], steps: int
 ) -> optax.GradientTransformation:
-    """Adam with decoupled weight decay (Loshchilov & Hutter), as torch.optim.AdamW.
+    """The optimizer of a config.
+
+    "adamw" is Adam with decoupled weight decay (Loshchilov & Hutter), as torch.optim.AdamW:
 
         p <- p - rate(t) * multiplier(p) * (adam(g) + weight_decay * p)
+
+    "sgd" is torch.optim.SGD, whose decay is part of the gradient:
+
+        g <- g + weight_decay * p
+        v <- momentum * v + g
+        p <- p - rate(t) * multiplier(p) * v        (with Nesterov: g + momentum * v)
 
     Args:
         optimizer: `config.optimizer`.
@@ -32,37 +40,43 @@ def adamw(
 
     Returns:
         An optax transformation; its step count starts at 0.
+
+    Raises:
+        SegjaxError: there is no such optimizer, or a pattern is not a regex.
     """
-    patterns, layer_decay = tuple(optimizer["no_decay"]), optimizer["layer_decay"]
-    parts = [
-        optax.scale_by_adam(optimizer["beta1"], optimizer["beta2"], optimizer["epsilon"]),
-        optax.add_decayed_weights(
-            optimizer["weight_decay"], lambda params: decay_mask(params, patterns)
-        ),
-        optax.scale_by_learning_rate(
-            schedules.schedule_fn(schedule, optimizer["learning_rate"], steps)
-        ),
-    ]
+    patterns = tuple(optimizer["no_decay"])
+    decay = optax.add_decayed_weights(
+        optimizer["weight_decay"], lambda params: decay_mask(params, patterns)
+    )
+    if optimizer["name"] == "adamw":
+        adam = optax.scale_by_adam(optimizer["beta1"], optimizer["beta2"], optimizer["epsilon"])
+        parts = [adam, decay]
+    elif optimizer["name"] == "sgd":
+        parts = [decay, optax.trace(optimizer["momentum"], optimizer["nesterov"])]
+    else:
+        raise SegjaxError(
+            f"config.optimizer.name: there is no '{optimizer['name']}'; take adamw or sgd."
+        )
     if optimizer["clip_norm"] > 0:
         parts.insert(0, optax.clip_by_global_norm(optimizer["clip_norm"]))
-    if layer_decay != 1.0:
-        parts.insert(-1, optax.stateless(_multiply_rates(layer_decay)))
-    return optax.chain(*parts)
+    layer_decay, rates = optimizer["layer_decay"], tuple(optimizer["rates"])
+    if layer_decay != 1.0 or rates:
+        parts.append(optax.stateless(_multiply_rates(layer_decay, rates)))
+    schedule_fn = schedules.schedule_fn(schedule, optimizer["learning_rate"], steps)
+    return optax.chain(*parts, optax.scale_by_learning_rate(schedule_fn))
 
 
 def decay_mask(params: PyTree, no_decay: Sequence[str]) -> PyTree:
     """True for the parameters that weight decay shrinks: those whose path no regex is found in."""
-    try:
-        patterns = [re.compile(pattern) for pattern in no_decay]
-    except re.error as error:
-        raise SegjaxError(
-            f"config.optimizer.no_decay: '{error.pattern}' is not a regular expression ({error})."
-        ) from None
+    patterns = [_compiled("no_decay", pattern) for pattern in no_decay]
     return map_by_path(lambda path, _: not any(p.search(path) for p in patterns), params)
 
 
-def rate_multipliers(params: PyTree, layer_decay: float) -> PyTree:
-    """Learning rate factors: layer_decay ** (layers above). 1 for the head and the last norm.
+def rate_multipliers(
+    params: PyTree, layer_decay: float, rates: Sequence[tuple[str, float]] = ()
+) -> PyTree:
+    """Learning rate factors: layer_decay ** (layers above), 1 for the head and the last norm; times
+    the factor of the first regex in `rates` that is found in the path.
 
     The embedding (patches, positions, stem) is layer 0, block i is layer i + 1, all else is above
     the last block (BEiT, Sec. A).
@@ -70,14 +84,29 @@ def rate_multipliers(params: PyTree, layer_decay: float) -> PyTree:
     blocks = [_block(path) for path in paths(params)]
     top = max((block for block in blocks if block is not None), default=-1) + 2
 
-    def multiplier(path: str, _: Any) -> float:
+    factors = [(_compiled("rates", pattern), float(factor)) for pattern, factor in rates]
+
+    def by_layer(path: str) -> float:
         block = _block(path)
         if block is not None:
             return layer_decay ** (top - (block + 1))
         is_embedding = path.startswith("backbone/") and not path.startswith("backbone/norm/")
         return layer_decay**top if is_embedding else 1.0
 
+    def multiplier(path: str, _: Any) -> float:
+        factor = next((factor for pattern, factor in factors if pattern.search(path)), 1.0)
+        return by_layer(path) * factor
+
     return map_by_path(multiplier, params)
+
+
+def _compiled(field: str, pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise SegjaxError(
+            f"config.optimizer.{field}: '{error.pattern}' is not a regular expression ({error})."
+        ) from None
 
 
 def paths(tree: PyTree) -> list[str]:
@@ -90,9 +119,12 @@ def map_by_path(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(lambda path, leaf: function(_name(path), leaf), tree)
 
 
-def _multiply_rates(layer_decay: float) -> Callable[[PyTree, PyTree], PyTree]:
+def _multiply_rates(
+    layer_decay: float, rates: Sequence[tuple[str, float]]
+) -> Callable[[PyTree, PyTree], PyTree]:
     def update(updates: PyTree, params: PyTree) -> PyTree:
-        return jax.tree.map(lambda u, m: u * m, updates, rate_multipliers(updates, layer_decay))
+        factors = rate_multipliers(updates, layer_decay, rates)
+        return jax.tree.map(lambda u, factor: u * factor, updates, factors)
 
     return update
 

@@ -26,7 +26,7 @@ def make_step(
 
     Args:
         system: what is trained.
-        optimizer: see `optimizer.adamw`.
+        optimizer: see `optimizer.make`.
         accumulate: slices the batch passes the network in.
         ema: decay of the moving average; 0 for none.
     """

@@ -57,10 +57,42 @@ def test_every_level_is_a_map_without_extra_tokens(image):
     model = small_vit(distilled=True)
     variables = model.init(jax.random.key(1), image)
     levels = model.apply(variables, image)
+    tokens = levels.pop("tokens")
     assert set(levels) == {"embedded", "block_0", "block_1", "block_2", "norm"}
     for level in levels.values():
         chex.assert_shape(level, (2, 4, 4, 32))
     assert variables["params"]["pos_embed"].shape == (1, 2 + 16, 32)
+    chex.assert_trees_all_equal(tokens[:, 2:].reshape(2, 4, 4, 32), levels["norm"])
+
+
+def test_without_final_norm_there_are_no_parameters_for_it(image, variables):
+    model = small_vit(final_norm=False)
+    bare = model.init(jax.random.key(1), image)
+    assert set(variables["params"]) - set(bare["params"]) == {"norm"}
+    levels = model.apply(bare, image)
+    assert "norm" not in levels
+    chex.assert_trees_all_equal(levels["tokens"][:, 1:].reshape(2, 4, 4, 32), levels["block_2"])
+
+
+def test_a_dropped_class_token_is_in_the_parameters_but_in_no_block(image, variables):
+    model = small_vit(drop_class_token=True)
+    levels = model.apply(variables, image)
+    assert levels["tokens"].shape == (2, 16, 32)
+    other = jax.tree.map(jnp.copy, variables)
+    other["params"]["cls_token"] += 1.0
+    chex.assert_trees_all_equal(model.apply(other, image), levels)
+
+
+def test_dropout_acts_only_where_it_is_given_an_rng(image):
+    x = jax.random.normal(jax.random.key(2), (2, 9, 32))
+    ones = jnp.ones((2, 2))
+    block = vit.Block(heads=2, norm_epsilon=1e-6, dropout=0.5)
+    plain = vit.Block(heads=2, norm_epsilon=1e-6)
+    variables = plain.init(jax.random.key(1), x, ones)
+    expected = plain.apply(variables, x, ones)
+    chex.assert_trees_all_equal(block.apply(variables, x, ones), expected)
+    drawn = [block.apply(variables, x, ones, rngs={"dropout": jax.random.key(i)}) for i in (0, 1)]
+    assert not np.allclose(drawn[0], drawn[1]) and not np.allclose(drawn[0], expected)
 
 
 def test_an_image_is_padded_with_zeros_to_whole_patches(image, variables):

@@ -19,7 +19,9 @@ TINY = dict(width=32, depth=2, heads=2, patch=8)
 
 
 def expected(**model):
-    model = dict(system="regproxy", classes=7, early_block=0, image_size=(64, 64)) | model
+    model = dict(system="regproxy", classes=7, image_size=(64, 64)) | model
+    if model["system"] == "regproxy":
+        model = dict(early_block=0) | model
     system = systems.build(model)
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
     return jax.eval_shape(system.init, jax.random.key(0), {"image": image})
@@ -65,6 +67,29 @@ def test_the_hybrid_r26_has_253_names_and_comes_back():
     assert not any("projection" in name for name in tensors)
     again = importers.to_variables("regproxy", tensors, variables)
     chex.assert_trees_all_equal(again, variables)
+
+
+@pytest.mark.parametrize("case", ["segmenter_t16_linear", "segmenter_inference"])
+def test_the_tensors_of_segmenter_come_back_as_they_were(case):
+    """All but the ImageNet classifiers, which nothing uses."""
+    meta = json.loads((CASES / f"{case}.json").read_text())
+    rng = np.random.default_rng(0)
+    tensors = {n: rng.standard_normal(shape, np.float32) for n, shape, _ in meta["tensors"]}
+    classes, size = meta["run"]["args"]["num_classes"], meta["run"]["args"]["img_size"]
+    depth = 1 + max(int(n.split(".")[2]) for n in tensors if n.startswith("encoder.blocks."))
+    tree = expected(
+        system="segmenter",
+        classes=classes,
+        backbone=dict(width=192, depth=depth, heads=3, patch=16),
+        decoder=meta["run"]["args"]["decoder"],
+        image_size=tuple(size),
+    )
+    variables = importers.to_variables("segmenter", tensors, tree)
+    back = importers.to_published("segmenter", variables)
+    dropped = {name for name in tensors if name.startswith("encoder.head")}
+    assert set(back) == set(tensors) - dropped
+    for name, tensor in back.items():
+        np.testing.assert_array_equal(tensor, tensors[name])
 
 
 def backbone_of(variables):

@@ -120,3 +120,17 @@ def test_tokens_are_marked_once_and_inside_the_image():
     (copy,) = windows.plan_ready((60, 96), [(30, 48)], [False], settings)
     centres = windows.token_centres(copy, (2, 2))
     assert centres.tolist() == [[y, x] for y in (16, 48) for x in (16, 48, 80)]
+
+
+def test_a_small_image_is_enlarged_to_the_window_as_segmenter_does():
+    settings = Settings("slide", (120, 60), (64, 64), (48, 48), ratios=(0.5, 2.0), enlarge=True)
+    half, double = windows.plan((50, 70), settings)
+    assert half.scaled == (30, 42) and half.size == (64, int(42 / 30 * 64))
+    assert double.scaled == double.size == (120, 168)
+    assert half.grid == (1, 2) and half.columns.starts == (0, 89 - 64)
+    assert windows.enlarged_size((40, 30), 64) == (85, 64)
+    image = np.full((50, 70, 3), 77, np.uint8)
+    cut, extents = windows.cut(windows.rescale(image, half), half)
+    assert (cut == 77).all() and (extents == 64).all()
+    with pytest.raises(SegjaxError, match=r"enlarge fills square sliding windows"):
+        Settings("slide", crop=(64, 32), stride=(32, 32), enlarge=True)

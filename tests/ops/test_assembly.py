@@ -201,3 +201,12 @@ def test_best_class_is_the_lowest_of_the_highest(classes):
     scores = np.random.default_rng(1).integers(0, 4, (9, 31, classes)).astype(np.float32)
     best = assembly.best_class(jnp.asarray(scores))
     np.testing.assert_array_equal(best, scores.argmax(-1))
+
+
+def test_scores_may_cover_more_than_their_window():
+    """A system that fills 27 pixels up to 32 has scores for 32; those beyond the image are cut."""
+    scores = np.random.default_rng(0).normal(size=(4, 1, 1)).astype(np.float32)
+    indices, weights = assembly.taps(27, 27, (0,), 27, 4, covers=32)
+    ours = (scores[indices, 0, 0] * weights).sum(axis=1)
+    plain = resize.bilinear(jnp.asarray(scores)[None], (32, 1))[0, :27, 0, 0]
+    np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-6)

@@ -6,9 +6,10 @@ import chex
 import jax
 import jax.export
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from segjax.ops.attention import attention, fused, head_major
+from segjax.ops.attention import attention, attention_with_dropout, fused, head_major
 
 
 def plain(query, key, value):
@@ -65,3 +66,19 @@ def test_it_lowers_for_accelerators_on_any_machine(platform, dtype):
     exported = jax.export.export(jax.jit(attention), platforms=[platform])(image, image, image)
     assert exported.out_avals[0].shape == image.shape
     assert exported.out_avals[0].dtype == dtype
+
+
+def test_dropped_weights_leave_the_mean_and_touch_that_share():
+    """Values of one read the sum of the weights kept: 1 on average, and exactly 1 at rate 0."""
+    query, key = jax.random.normal(jax.random.key(0), (2, 2, 64, 3, 8))
+    value = jnp.ones((2, 64, 3, 8))
+    kept = attention_with_dropout(query, key, value, 0.25, jax.random.key(1))
+    np.testing.assert_allclose(kept.mean(), 1.0, atol=0.02)
+    assert kept.std() > 0.05
+    random = jax.random.normal(jax.random.key(2), value.shape)
+    chex.assert_trees_all_close(
+        attention_with_dropout(query, key, random, 0.0, jax.random.key(1)),
+        attention(query, key, random),
+        rtol=1e-5,
+        atol=1e-6,
+    )

@@ -1,4 +1,4 @@
-"""AdamW against its formula."""
+"""AdamW and SGD against torch and their formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def test_adamw_is_torchs():
     gradients = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
     theirs = torch.nn.Parameter(torch.tensor(values))
     reference = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.2)
-    adamw = optimizers.adamw(settings(weight_decay=0.2), CONSTANT, 10)
+    adamw = optimizers.make(settings(weight_decay=0.2), CONSTANT, 10)
     ours = {"w": jnp.array(values)}
     state = adamw.init(ours)
     for gradient in gradients:
@@ -45,6 +45,36 @@ def test_adamw_is_torchs():
         ours = jax.tree.map(jnp.add, ours, updates)
     # optax takes 1 - 0.999^t in float32, which is 1.3e-5 off at t = 1; each update is 0.1 long.
     np.testing.assert_allclose(ours["w"], theirs.detach().numpy(), atol=1.3e-5 * 0.1 * 5)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_is_torchs(nesterov):
+    torch = pytest.importorskip("torch", reason="torch is the oracle; pip install .[test]")
+    values = np.linspace(-1, 1, 7, dtype=np.float32)
+    gradients = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
+    theirs = torch.nn.Parameter(torch.tensor(values))
+    reference = torch.optim.SGD([theirs], lr=0.1, momentum=0.9, nesterov=nesterov, weight_decay=0.2)
+    sgd = optimizers.make(settings(name="sgd", weight_decay=0.2, nesterov=nesterov), CONSTANT, 10)
+    ours = {"w": jnp.array(values)}
+    state = sgd.init(ours)
+    for gradient in gradients:
+        theirs.grad = torch.tensor(gradient)
+        reference.step()
+        updates, state = sgd.update({"w": jnp.array(gradient)}, state, ours)
+        ours = jax.tree.map(jnp.add, ours, updates)
+    np.testing.assert_allclose(ours["w"], theirs.detach().numpy(), rtol=1e-6, atol=1e-7)
+
+
+def test_rates_multiply_the_update_of_the_first_match():
+    gradients = jax.tree.map(jnp.ones_like, params())
+    rates = (("^head/", 10.0), ("norm", 3.0))
+    sgd = optimizers.make(settings(name="sgd", weight_decay=0.0, rates=rates), CONSTANT, 10)
+    updates = sgd.update(gradients, sgd.init(params()), params())[0]
+    np.testing.assert_allclose(updates["head"]["norm"]["scale"], -1.0, rtol=1e-6)
+    np.testing.assert_allclose(updates["backbone"]["norm"]["scale"], -0.3, rtol=1e-6)
+    np.testing.assert_allclose(updates["backbone"]["pos_embed"], -0.1, rtol=1e-6)
+    with pytest.raises(SegjaxError, match=r"optimizer\.rates: '\(head' is not a regular"):
+        optimizers.rate_multipliers(params(), 1.0, (("(head", 2.0),))
 
 
 def test_no_decay_names_parameters_by_path():
@@ -58,7 +88,7 @@ def test_no_decay_names_parameters_by_path():
 
 
 def test_parameters_without_decay_stay_where_gradients_are_zero():
-    adamw = optimizers.adamw(settings(no_decay=("norm",), weight_decay=0.5), CONSTANT, 10)
+    adamw = optimizers.make(settings(no_decay=("norm",), weight_decay=0.5), CONSTANT, 10)
     zero = jax.tree.map(jnp.zeros_like, params())
     updates, _ = adamw.update(zero, adamw.init(params()), params())
     assert not updates["head"]["norm"]["scale"].any()
@@ -77,14 +107,14 @@ def test_layer_decay_scales_the_update():
     gradients = jax.tree.map(jnp.ones_like, params())
     updates = []
     for layer_decay in (1.0, 0.5):
-        adamw = optimizers.adamw(settings(layer_decay=layer_decay), CONSTANT, 10)
+        adamw = optimizers.make(settings(layer_decay=layer_decay), CONSTANT, 10)
         updates.append(adamw.update(gradients, adamw.init(params()), params())[0])
     scaled = jax.tree.map(jnp.multiply, updates[0], optimizers.rate_multipliers(params(), 0.5))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates[1], scaled)
 
 
 def test_clipping_bounds_the_norm_of_all_gradients_together():
-    adamw = optimizers.adamw(settings(clip_norm=1.0, beta1=0.0), CONSTANT, 10)
+    adamw = optimizers.make(settings(clip_norm=1.0, beta1=0.0), CONSTANT, 10)
     gradients = {"a": jnp.array([30.0]), "b": jnp.array([40.0])}
     _, state = adamw.update(gradients, adamw.init(gradients), gradients)
     moments = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (1,)]

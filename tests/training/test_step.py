@@ -15,7 +15,7 @@ from segjax.training import optimizer as optimizers
 def setting():
     config = tiny_config("--config.schedule.warmup_steps=0")
     system = systems.build(config.model)
-    optimizer = optimizers.adamw(config.optimizer, config.schedule, config.steps)
+    optimizer = optimizers.make(config.optimizer, config.schedule, config.steps)
     begun = loop._state_of(config, system, optimizer)
     rng = np.random.default_rng(0)
     semantic = rng.integers(-1, 12, (8, 32, 32)).astype(np.int16)
@@ -88,7 +88,7 @@ def test_nothing_is_compiled_after_step_2(tmp_path, monkeypatch):
 def test_state_does_not_depend_on_the_mesh_it_is_born_on():
     config = tiny_config()
     system = systems.build(config.model)
-    optimizer = optimizers.adamw(config.optimizer, config.schedule, config.steps)
+    optimizer = optimizers.make(config.optimizer, config.schedule, config.steps)
     states = []
     for axes, count in (((("fsdp", -1),), 8), ((("data", 1),), 1)):
         mesh = loop.sharding.make_mesh(axes, jax.devices()[:count])
