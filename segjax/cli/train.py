@@ -28,12 +28,12 @@ def main(argv: list[str]) -> int:
             f"{args.workdir}: there is no config.json in it to resume; name one with --config=FILE."
         )
     from segjax import config as configs  # what is slow to import comes after --help
-    from segjax.training import loop
+    from segjax.training import loop, signals
 
     config = configs.load(source, overrides)
     try:
         loop.train(config, args.workdir)
-    except loop.Interrupted as stop:
+    except signals.Interrupted as stop:
         return int(stop.code)
     return 0
 

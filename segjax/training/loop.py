@@ -13,11 +13,9 @@ import collections
 import contextlib
 import dataclasses
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
@@ -39,6 +37,7 @@ from segjax.training import optimizer as optimizers
 from segjax.training import schedules, sharding, state, step
 from segjax.training.checkpoints import Checkpoints
 from segjax.training.logs import Logs, records, write_json
+from segjax.training.signals import Interrupted, Signals
 from segjax.training.state import TrainState
 from segjax.training.step import Totals
 
@@ -55,10 +54,6 @@ FREE = (
     "data.eval_split",
 )
 """Fields that may change between a run and its resumption."""
-
-
-class Interrupted(SystemExit):
-    """SIGTERM (code 143) or Ctrl-C (code 130) ended the training; its state is saved."""
 
 
 def train(
@@ -86,7 +81,7 @@ def train(
         )
     workdir = Path(workdir).absolute()
     try:
-        with _Signals() as signals:
+        with Signals() as signals:
             with signals.at_once(_abandon):
                 run = _prepare(config, workdir, devices)
             try:
@@ -408,7 +403,7 @@ def _announce(run: _Run, logs: Logs) -> None:
 # The steps
 
 
-def _run(run: _Run, signals: _Signals) -> Metrics:
+def _run(run: _Run, signals: Signals) -> Metrics:
     config, steps = run.config, run.config.steps
     begin = int(run.state.step)
     speaks = jax.process_index() == 0
@@ -432,7 +427,7 @@ def _run(run: _Run, signals: _Signals) -> Metrics:
 class _Trainer:
     """The moving part: state, position and clocks."""
 
-    def __init__(self, run: _Run, signals: _Signals, logs: Logs) -> None:
+    def __init__(self, run: _Run, signals: Signals, logs: Logs) -> None:
         self.run, self.signals, self.logs = run, signals, logs
         self.config = run.config
         self.at = int(run.state.step)
@@ -604,51 +599,3 @@ def _agreed(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.broadcast_one_to_all(np.array(flag)))
-
-
-class _Signals:
-    """SIGTERM and Ctrl-C become a flag that the loop reads between steps; the second Ctrl-C acts
-    at once.
-
-    Several processes must stop after the same step: JAX's preemption service sees to that for
-    SIGTERM, and Ctrl-C is not caught.
-    """
-
-    def __init__(self) -> None:
-        self._stop = 0
-        self._before: dict[int, Any] = {}
-        self._action: Callable[[int], None] | None = None
-
-    def __enter__(self) -> _Signals:
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._received)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def asked(self, at: int) -> int:
-        """The signal that asks to stop after step `at`, or 0."""
-        if jax.process_count() > 1:
-            return signal.SIGTERM * int(multihost_utils.reached_preemption_sync_point(at))
-        return self._stop
-
-    @contextlib.contextmanager
-    def at_once(self, action: Callable[[int], None]) -> Iterator[None]:
-        """Inside, a signal calls `action` where it arrives; nothing there changes the state."""
-        self._action = action
-        try:
-            if self._stop:
-                action(self._stop)
-            yield
-        finally:
-            self._action = None
-
-    def _received(self, number: int, _: FrameType | None) -> None:
-        self._stop = number
-        for one, handler in self._before.items():
-            signal.signal(one, handler)
-        if self._action is not None:
-            self._action(number)

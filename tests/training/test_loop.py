@@ -13,7 +13,7 @@ from segjax import config as configs
 from segjax.cli import train as command
 from segjax.data import loader
 from segjax.errors import SegjaxError
-from segjax.training import checkpoints, loop
+from segjax.training import checkpoints, loop, signals
 
 # Trains on argv[1] (config.json) in argv[2]; appends the step and names of every batch to argv[3];
 # sends itself the signal argv[4] when it has drawn the batch of step argv[5] (from 0).
@@ -145,7 +145,7 @@ def test_an_evaluation_interrupted_after_the_last_save_is_done_again(tmp_path, m
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(loop.evaluation, "evaluate", interrupted)
-    with pytest.raises(loop.Interrupted) as stop:
+    with pytest.raises(signals.Interrupted) as stop:
         loop.train(config, tmp_path)
     assert stop.value.code == 143
     assert not (tmp_path / "metrics.json").exists()

@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec
 from tiny_training import stored, tiny_config
 
 from segjax.errors import SegjaxError
-from segjax.training import loop, sharding
+from segjax.training import loop, sharding, signals
 
 PLACEMENTS = {
     "replicate": ((("data", -1),), ((".*", "replicate"),)),
@@ -49,13 +49,13 @@ def test_8_then_4_devices_give_what_1_gives(name, one_device, tmp_path):
 
 def stop_after(step, config, workdir):
     """Trains on all devices and stops as SIGTERM would make it."""
-    asked = loop._Signals.asked
-    loop._Signals.asked = lambda self, at: 15 * (at == step)
+    asked = signals.Signals.asked
+    signals.Signals.asked = lambda self, at: 15 * (at == step)
     try:
-        with pytest.raises(loop.Interrupted):
+        with pytest.raises(signals.Interrupted):
             loop.train(config, workdir)
     finally:
-        loop._Signals.asked = asked
+        signals.Signals.asked = asked
 
 
 def test_each_parameter_lies_as_its_rule_says():
