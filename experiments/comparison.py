@@ -25,6 +25,7 @@ import jax
 import segjax
 from segjax import analysis, config, systems
 from segjax.data import datasets
+from segjax.data.progress import track
 from segjax.errors import SegjaxError
 from segjax.inference import evaluation
 from segjax.runtime import setup
@@ -47,12 +48,20 @@ class Row:
         config: file below configs/, without ".py"; "" for what is only quoted.
         paper: column -> the paper's number, as printed there.
         overrides: changes to the config.
+        counted: further changes for counting alone, where the paper counts at another size than
+            the model is evaluated at.
     """
 
     name: str
     config: str = ""
     paper: dict[str, str] = dataclasses.field(default_factory=dict)
     overrides: tuple[str, ...] = ()
+    counted: tuple[str, ...] = ()
+
+    @property
+    def workdir(self) -> str:
+        """Its name below RUNS: "regproxy/ade20k_s16_early_block0"."""
+        return "_".join([self.config, *map(_short, self.overrides)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +79,11 @@ class Claim:
 
 
 def arguments(doc: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options that every table has; what is left over are changes to the tiny configs."""
+    """The options that every table has; what is left over are changes to the tiny configs.
+
+    Raises:
+        SegjaxError: an option that means nothing here.
+    """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -80,32 +93,62 @@ def arguments(doc: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[s
         "--runs", default="runs", type=pathlib.Path, help="where workdirs are found and made"
     )
     parser.add_argument(
-        "--measure", action="store_true", help="evaluate the workdirs RUNS/<config> first"
+        "--measure", action="store_true", help="evaluate the rows' workdirs in RUNS first"
     )
     parser.add_argument("--out", type=pathlib.Path, help="also write the tiny results as JSON here")
-    return parser.parse_known_args(argv)
+    args, overrides = parser.parse_known_args(argv)
+    if args.seeds < 1:
+        raise SegjaxError(f"--seeds={args.seeds}: take 1 or more.")
+    if overrides and not args.tiny:
+        raise SegjaxError(f"{overrides[0]} means nothing without --tiny; see --help.")
+    return args, overrides
 
 
 # --------------------------------------------------------------------------------------------------
 # What a row costs, and what it reaches where weights and data are
 
 
-def print_costs(title: str, rows: Sequence[Row], runs: pathlib.Path, measure: bool) -> None:
-    """A table of the paper's numbers beside exact counts and the mIoU found in `runs`."""
+def print_costs(
+    title: str,
+    rows: Sequence[Row],
+    runs: pathlib.Path,
+    measure: bool,
+    all_windows: bool = False,
+) -> None:
+    """A table of the paper's numbers beside exact counts and the mIoU found in `runs`.
+
+    Args:
+        title: above it.
+        rows: its lines.
+        runs: where workdirs are looked for.
+        measure: evaluates them; otherwise only what was measured before is shown.
+        all_windows: multiply-adds of a whole image, not of one window.
+    """
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
 
     columns = list(dict.fromkeys(column for row in rows for column in row.paper))
     table = Table(title=title)
     table.add_column("row", no_wrap=True)
     for name in columns:
-        table.add_column(f"{name} (paper)", justify="right")
-    for name in ("params", "MACs, mmcv's way", "MACs, all", "windows", "mIoU SS / MS here"):
-        table.add_column(name, justify="right")
-    for row in rows:
+        table.add_column(f"paper\n{name}", justify="right", no_wrap=True)
+    for name in ("here\nparams", "here\nMACs, mmcv", "here\nMACs, all", "here\ninput"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("here\nmIoU SS / MS", justify="right", no_wrap=True)
+    for row in track(rows, len(rows), title):
         cells = [row.paper.get(name, "") for name in columns]
-        table.add_row(row.name, *cells, *_costs(row), _reached(row, runs, measure))
-    Console(width=max(Console().width, 160)).print(table)
+        table.add_row(row.name, *cells, *_costs(row, all_windows), _reached(row, runs, measure))
+    console = Console()
+    natural = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    console.width = max(console.width, natural)  # long lines are better than broken numbers
+    console.print(table)
+    named = next(row for row in rows if row.config)
+    print(
+        "MACs, mmcv: as the papers count, without attention. MACs, all: every convolution and"
+        f" matrix product.\nmIoU here: of workdirs such as {runs / named.workdir}, once measured"
+        " with --measure."
+    )
 
 
 def load(row: Row, more: Sequence[str] = ()) -> config.ConfigDict:
@@ -113,29 +156,32 @@ def load(row: Row, more: Sequence[str] = ()) -> config.ConfigDict:
     return config.load(str(ROOT / "configs" / f"{row.config}.py"), [*row.overrides, *more])
 
 
-def _costs(row: Row) -> list[str]:
+def _costs(row: Row, all_windows: bool) -> list[str]:
     if not row.config:
         return ["", "", "", ""]
-    cost = analysis.of_config(load(row))
+    cost = analysis.of_config(load(row, row.counted))
+    times = cost.windows if all_windows else 1
     return [
         f"{cost.parameters / 1e6:.3f}M",
-        f"{cost.macs_mmcv / 1e9:.3f}G",
-        f"{cost.macs / 1e9:.2f}G",
-        str(cost.windows),
+        f"{cost.macs_mmcv * times / 1e9:.2f}G",
+        f"{cost.macs * times / 1e9:.2f}G",
+        f"{times} x " * (times > 1) + "{} x {}".format(*cost.size),
     ]
 
 
 def _reached(row: Row, runs: pathlib.Path, measure: bool) -> str:
     """ "single / multi-scale" of a workdir, "-" where there is none."""
-    workdir = runs / row.config
-    if not row.config or not (workdir / "config.json").is_file():
+    if not row.config:
+        return ""
+    workdir = runs / row.workdir
+    if not (workdir / "config.json").is_file():
         return "-"
     found = []
     for name, overrides in (("single_scale", ()), ("multi_scale", MULTI_SCALE)):
         path = workdir / f"{name}.json"
         if measure:
             try:
-                evaluation.write_metrics(_evaluated(workdir, [*row.overrides, *overrides]), path)
+                evaluation.write_metrics(_evaluated(workdir, overrides), path)
             except SegjaxError as error:
                 print(f"{row.name}: {error}", file=sys.stderr)
         found.append(f"{json.loads(path.read_text())['mIoU']:.2f}" if path.is_file() else "-")
@@ -186,8 +232,9 @@ def run_tiny(
     seconds: dict[str, list[float]] = {row.name: [] for row in rows}
     begin = time.monotonic()
     for done, (row, seed) in enumerate(jobs):
-        left = f", {(time.monotonic() - begin) / done * (len(jobs) - done):.0f} s left" * bool(done)
-        print(f"{done + 1}/{len(jobs)}: {row.name}, seed {seed}{left}", file=sys.stderr, flush=True)
+        left = (time.monotonic() - begin) / max(done, 1) * (len(jobs) - done)
+        eta = f", {left:.0f} s left" if done else ""
+        print(f"{done + 1}/{len(jobs)}: {row.name}, seed {seed}{eta}", file=sys.stderr, flush=True)
         miou, took = _trained(row, seed, args.runs, overrides)
         found[row.name].append(miou)
         seconds[row.name].append(took)
@@ -203,7 +250,7 @@ def run_tiny(
                 "overrides": list(row.overrides),
                 "mIoU": [round(value, 3) for value in found[row.name]],
                 "mean": round(statistics.fmean(found[row.name]), 2),
-                "spread": round(_spread(found[row.name]), 2),
+                "spread": _spread(found[row.name]),
                 "seconds": [round(value, 1) for value in seconds[row.name]],
             }
             for row in rows
@@ -222,8 +269,7 @@ def _trained(
 ) -> tuple[float, float]:
     """mIoU and seconds of one training, from its workdir if it was done before."""
     recipe = load(row, [*TINY, *overrides, f"--config.seed={seed}"])
-    name = "_".join([row.config.replace("/", "_"), *(_short(text) for text in row.overrides)])
-    workdir = runs / "tiny" / name / f"seed_{seed}"
+    workdir = runs / "tiny" / row.workdir.replace("/", "_") / f"seed_{seed}"
     done = workdir / "tiny.json"
     if done.is_file():
         kept = json.loads(done.read_text())
@@ -246,9 +292,9 @@ def _short(override: str) -> str:
     return field.rpartition(".")[2] + kept
 
 
-def _spread(values: Sequence[float]) -> float:
-    """The standard deviation over seeds, of a sample."""
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+def _spread(values: Sequence[float]) -> float | None:
+    """The standard deviation over seeds, of a sample; one seed has none."""
+    return round(statistics.stdev(values), 2) if len(values) > 1 else None
 
 
 def _judged(claim: Claim, found: dict[str, list[float]]) -> dict[str, Any]:
@@ -264,7 +310,7 @@ def _judged(claim: Claim, found: dict[str, list[float]]) -> dict[str, Any]:
         "worse": claim.worse,
         "paper": claim.paper,
         "gap": round(statistics.fmean(gaps), 2),
-        "spread": round(_spread(gaps), 2),
+        "spread": _spread(gaps),
         "verdict": verdict,
     }
 
@@ -280,14 +326,18 @@ def print_tiny(result: dict[str, Any]) -> None:
     for row in result["rows"]:
         table.add_row(
             row["name"],
-            f"{row['mean']:.2f} ± {row['spread']:.2f}",
+            f"{row['mean']:.2f}{_plus_minus(row['spread'])}",
             "  ".join(f"{value:.2f}" for value in row["mIoU"]),
             f"{statistics.fmean(row['seconds']):.0f}",
         )
     Console(width=max(Console().width, 100)).print(table)
     for claim in result["claims"]:
         print(
-            f"{claim['better']} above {claim['worse']}: {claim['gap']:+.2f} ± {claim['spread']:.2f}"
-            f", {claim['verdict']}  (paper: {claim['paper']})"
+            f"{claim['better']} above {claim['worse']}: {claim['gap']:+.2f}"
+            f"{_plus_minus(claim['spread'])}, {claim['verdict']}  (paper: {claim['paper']})"
         )
     print(f"on {result['machine']}")
+
+
+def _plus_minus(spread: float | None) -> str:
+    return "" if spread is None else f" ± {spread:.2f}"

@@ -20,9 +20,11 @@ from jax.extend import core
 
 from segjax import systems
 from segjax.backbones import vit
-from segjax.backbones.layers import BatchNorm, DepthwiseConv
+from segjax.backbones.layers import BatchNorm, Conv, DepthwiseConv
+from segjax.decoders.psp import PyramidPooling
 from segjax.inference.windows import starts
 from segjax.structs import Size, System
+from segjax.systems import setr
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +207,14 @@ def _mmcv_macs(calls: list[Call]) -> int:
             total += out.size * (module.patch**2 * x.shape[-1] + 1)
         elif isinstance(module, DepthwiseConv):
             total += _depthwise_macs(module, x, out)
+        elif isinstance(module, Conv):
+            total += out.size * (module.kernel_size**2 * x.shape[-1] + module.use_bias)
+        elif isinstance(module, PyramidPooling):  # its poolings read the map once each
+            total += len(module.sizes) * x.size
+        elif isinstance(module, setr.UpHead | setr.MLAHead):
+            # Officially the classifier comes after the last enlargement.
+            channels = module.features * (len(x) if isinstance(module, setr.MLAHead) else 1)
+            total += out.size * (module.factor**2 - 1) * (channels + 1)
         elif isinstance(module, nn.LayerNorm):
             total += 2 * out.size
         elif isinstance(module, BatchNorm):  # a ReLU follows each

@@ -113,3 +113,22 @@ def test_a_linear_head_is_counted_too():
     cost = analysis.of_config(settings)
     assert round(cost.parameters / 1e6, 2) == 5.71
     assert round(cost.macs_mmcv / 1e9, 3) == 3.818
+
+
+# Of RegProxy's Table 3: parameters with auxiliary heads (10^6), mmcv's count (10^9), its input.
+COMPARED = {
+    "setr/ade20k_naive": ("305.56", "325.15", 640),
+    "setr/ade20k_mla": ("309.57", "333.82", 640),
+    "setr/ade20k_pup": ("317.29", "422.69", 640),
+    "upernet/ade20k_vit_b16": ("144.18", "395.13", 512),
+}
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_the_decoders_of_the_comparison_cost_what_is_known(name):
+    """Classifiers that we apply before an enlargement count where the official ones stand."""
+    parameters, mmcv, side = COMPARED[name]
+    settings = config.load(CONFIGS.parent / f"{name}.py")
+    cost = analysis.of_system(systems.build(settings.model), (side, side))
+    assert f"{cost.parameters / 1e6:.2f}" == parameters
+    assert f"{cost.macs_mmcv / 1e9:.2f}" == mmcv

@@ -86,3 +86,27 @@ def segmenter(config: ConfigDict, learning_rate: float, epochs: int, images: int
     config.eval.stride = (crop - 32, crop - 32)
     config.eval.enlarge = True
     return config
+
+
+def setr(config: ConfigDict, learning_rate: float) -> ConfigDict:
+    """mmsegmentation's SETR recipe on top of a dataset: SGD, heads (not MLA's neck) at ten times
+    the rate, windows that overlap by a third and stay small at the border of a small image."""
+    crop = config.augment.crop[0]
+    config.optimizer = dict(
+        name="sgd",
+        learning_rate=learning_rate,
+        momentum=0.9,
+        weight_decay=0.0,
+        rates=((r"^(head|auxiliary_\d+)/", 10.0),),
+    )
+    config.schedule = dict(name="poly", power=0.9, min_rate=1e-4, warmup_steps=0)
+    config.eval.stride = (crop * 2 // 3, crop * 2 // 3)
+    config.eval.pad_windows = False
+    return config
+
+
+def linear_baseline(config: ConfigDict) -> ConfigDict:
+    """RegProxy's config with a linear layer in place of the proxy head."""
+    kept = {k: v for k, v in config.model.items() if k not in ("system", "early_block", "region")}
+    config.model = dict(system="linear_vit", **kept)
+    return config

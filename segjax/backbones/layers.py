@@ -13,6 +13,9 @@ from segjax.structs import Array
 
 Dtype = Any
 
+he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+"""mmcv's `kaiming_init`, what it starts convolutions with."""
+
 
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last, with torch's running variance.
@@ -71,3 +74,49 @@ class DepthwiseConv(nn.Module):
         init = self.kernel_init or nn.initializers.normal((2 / (k * k * channels)) ** 0.5)
         kernel = self.param("kernel", init, (k, k, 1, channels), jnp.float32)
         return convolution.depthwise(x, kernel.astype(self.dtype), dilation=self.dilation)
+
+
+class Conv(nn.Module):
+    """k x k convolution with stride 1 and the zero padding that keeps the size.
+
+    [B, H, W, c] -> [B, H, W, features]. A 1x1 one is computed as a matrix product: on CPU its
+    gradient takes half the time of the convolution's.
+    """
+
+    features: int
+    kernel_size: int = 1
+    use_bias: bool = True
+    dtype: Dtype = jnp.float32
+    kernel_init: nn.initializers.Initializer = he_fan_out
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        k = self.kernel_size
+        shape = (k, k, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
+        x = x.astype(self.dtype)
+        if k == 1:
+            x = x @ kernel[0, 0]
+        else:
+            dimensions = ("NHWC", "HWIO", "NHWC")
+            pad = (k // 2, k // 2)
+            x = jax.lax.conv_general_dilated(
+                x, kernel, (1, 1), (pad, pad), dimension_numbers=dimensions
+            )
+        if not self.use_bias:
+            return x
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return x + bias.astype(self.dtype)
+
+
+class ConvNormRelu(nn.Module):
+    """k x k convolution without bias, batch norm, ReLU. [B, H, W, c] -> [B, H, W, features]."""
+
+    features: int
+    kernel_size: int = 1
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        conv = Conv(self.features, self.kernel_size, False, dtype=self.dtype, name="conv")
+        return nn.relu(BatchNorm(dtype=self.dtype, name="norm")(conv(x), train))

@@ -1,4 +1,4 @@
-"""The command line: `segjax train | eval | predict | import | info | data`. Thin."""
+"""The command line: `segjax train | eval | predict | import | info | data | bench`. Thin."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ COMMANDS = {
     "import": ("segjax.cli.import_", "turn a published checkpoint into a workdir"),
     "info": ("segjax.cli.info", "parameters, multiply-adds and memory of a config"),
     "data": ("segjax.cli.data", "check, prepare or show a dataset"),
+    "bench": ("segjax.cli.bench", "measure speed and memory beside PyTorch"),
 }
 
 

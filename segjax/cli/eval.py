@@ -17,7 +17,8 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="segjax eval",
         description="Measures a trained or imported workdir on its dataset: prints the figures per"
-        " class, writes metrics.json, and leaves some pictures in WORKDIR/pictures.",
+        " class, writes metrics.json, and leaves some pictures in WORKDIR/pictures. --report leaves"
+        " one page for the browser, WORKDIR/report.html.",
         epilog="Fields of the saved config can be changed, e.g. --config.eval.flip=True"
         ' --config.eval.ratios="(0.5, 1.0, 1.5)". All fields: segjax/config.py.',
         allow_abbrev=False,
@@ -25,6 +26,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--workdir", required=True, help="of a training or an import")
     parser.add_argument("--which", default="best", choices=("best", "last"), help="checkpoint")
     parser.add_argument("--pictures", default=8, type=int, help="how many examples to draw")
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="write report.html: classes, confusion matrix, worst and best images, curves, config",
+    )
     args, overrides = parser.parse_known_args(argv)
     workdir = Path(args.workdir)
     if not (workdir / "config.json").is_file():
@@ -38,9 +44,9 @@ def main(argv: list[str]) -> int:
     from segjax import config as configs
     from segjax import systems
     from segjax.data import datasets
-    from segjax.inference import draw, evaluation
+    from segjax.inference import draw, evaluation, report
     from segjax.runtime import setup
-    from segjax.training import checkpoints
+    from segjax.training import checkpoints, logs
 
     setup()
     config = configs.load(workdir / "config.json", overrides)
@@ -57,6 +63,7 @@ def main(argv: list[str]) -> int:
         config.eval,
         progress=f"evaluating step {step}",
         pictures=args.pictures,
+        details=args.report,
     )
     seconds = time.monotonic() - begin
     if jax.process_index() != 0:
@@ -73,10 +80,24 @@ def main(argv: list[str]) -> int:
         name = re.sub(r"[^\w.-]+", "_", picture.name)
         draw.save(drawn, workdir / "pictures" / f"{name}.png")
     metrics["step"] = step
+    rate = metrics["images"] / seconds
+    written = [workdir / "metrics.json"]
+    if args.pictures:
+        written.append(workdir / "pictures")
+    if args.report:
+        written.append(workdir / "report.html")
+        changes = configs.diff(configs.load(workdir / "config.json"), config)
+        facts = [
+            ("workdir", f"{workdir}, {args.which} checkpoint"),
+            ("speed", f"{seconds:.1f} s, {rate:.1f} images/s"),
+            *(("changed", change) for change in changes),
+        ]
+        report.write(
+            written[-1], metrics, dataset.label_space, config, logs.records(workdir), facts
+        )
     evaluation.write_metrics(metrics, workdir / "metrics.json")
     evaluation.print_table(metrics)
-    rate = metrics["images"] / seconds
-    where = f"{workdir / 'metrics.json'}" + f" and {workdir / 'pictures'}" * bool(args.pictures)
+    where = " and ".join(map(str, written))
     print(f"step {step}, {seconds:.1f} s, {rate:.1f} images/s; see {where}")
     return 0
 

@@ -2,11 +2,13 @@
 
 Which images go together is planned from the stored sizes, the same on every process; a process
 decodes only its own. Scores stay on the device that made them, and of each image only twelve
-integers per class are kept, there too, until the end.
+integers per class are kept, there too, until the end. `Details` show where a system fails: the
+confusion matrix, the score of every image, and the worst and the best of them.
 """
 
 from __future__ import annotations
 
+import bisect
 import collections
 import json
 import math
@@ -24,7 +26,7 @@ from segjax.data.labels import LabelSpace
 from segjax.data.progress import track
 from segjax.errors import SegjaxError
 from segjax.inference import windows
-from segjax.inference.runner import Plan, Runner, Scores, Windows, windows_of
+from segjax.inference.runner import Plan, Runner, Windows, windows_of
 from segjax.inference.windows import Settings
 from segjax.metrics import confusion
 from segjax.structs import IGNORE, Array, Size, System, Variables
@@ -80,6 +82,42 @@ class Picture(NamedTuple):
     centres: np.ndarray | None
 
 
+class Judged(NamedTuple):
+    """A picture with its scores.
+
+    Attributes:
+        picture: without regions.
+        iou: mean over the classes that occur in its truth, 0..1.
+        accuracy: share of its labelled pixels that are predicted rightly, 0..1.
+    """
+
+    picture: Picture
+    iou: float
+    accuracy: float
+
+
+class Details(NamedTuple):
+    """Where a system fails.
+
+    Attributes:
+        pairs: int64 [K, K], labelled pixels by class, rows truth, columns prediction.
+        iou: float64 [N], of every image as `Judged` has it, in the dataset's order; NaN for an
+            image without labels.
+        accuracy: float64 [N], likewise.
+        worst: images of the lowest IoU, the lowest first.
+        best: images of the highest, the highest first; none of them is among the worst.
+        seen: images with labels that worst and best are taken from: all of them on one process,
+            those that process 0 read on several. There are none but on process 0.
+    """
+
+    pairs: np.ndarray
+    iou: np.ndarray
+    accuracy: np.ndarray
+    worst: list[Judged]
+    best: list[Judged]
+    seen: int
+
+
 def evaluate(
     system: System,
     variables: Variables,
@@ -88,6 +126,8 @@ def evaluate(
     mesh: Mesh | None = None,
     progress: str | None = None,
     pictures: int = 0,
+    details: bool = False,
+    extremes: int = 6,
 ) -> Metrics:
     """Mean IoU and accuracies of a system, as mmsegmentation measures them.
 
@@ -99,10 +139,13 @@ def evaluate(
         mesh: devices to share the work, by default all. Several processes call this together.
         progress: text before a progress bar with the time left; None shows nothing.
         pictures: how many examples to return, spread over the dataset.
+        details: whether to return `Details` too; pixels are then counted a second time.
+        extremes: how many of the worst and of the best images these hold.
 
     Returns:
         mIoU, mAcc, aAcc and `classes` as `confusion.summary` gives them, and `images`, their
-        number. With `pictures`, also `pictures`: a list of `Picture` (empty but on process 0).
+        number. With `pictures`, also `pictures`: a list of `Picture` (empty but on process 0). With
+        `details`, also `details`.
 
     Raises:
         SegjaxError: settings that can't be, another number of classes, or an unreadable example.
@@ -120,6 +163,7 @@ def evaluate(
     groups = plan_groups(dataset.sizes(), runner)
     wanted = _spread(groups, runner, pictures)
     drawn: list[Picture] = []
+    judge = _Judge(runner, len(dataset), extremes) if details else None
     total = runner.zero_areas()
     last: Array | None = None
     batches = _loaded(groups, dataset, runner)
@@ -138,12 +182,21 @@ def evaluate(
         last = labels
         for row, example in examples.items():
             if row < len(group.images) and group.images[row] in wanted:
-                drawn.append(_picture(runner, group, row, example, labels, scores))
+                drawn.append(
+                    _picture(runner, group, row, example, labels)._replace(
+                        regions=runner.region_map(scores, group.plans[row], row, group.count),
+                        centres=runner.token_centres(group.plans[row]),
+                    )
+                )
+        if judge is not None:
+            judge.take(group, examples, labels, semantic)
     areas = confusion.to_host(runner.fetch(total))
     metrics = confusion.summary(areas, space.names)
     metrics["images"] = len(dataset)
     if pictures:
         metrics["pictures"] = drawn
+    if judge is not None:
+        metrics["details"] = judge.details()
     return metrics
 
 
@@ -231,9 +284,7 @@ def _spread(groups: Sequence[Group], runner: Runner, count: int) -> set[int]:
     return {here[int(i)] for i in np.linspace(0, len(here) - 1, min(count, len(here)))}
 
 
-def _picture(
-    runner: Runner, group: Group, row: int, example: _Example, labels: Array, scores: Scores
-) -> Picture:
+def _picture(runner: Runner, group: Group, row: int, example: _Example, labels: Array) -> Picture:
     raw = example.raw
     height, width = raw["image"].shape[:2]
     return Picture(
@@ -241,9 +292,74 @@ def _picture(
         image=raw["image"],
         truth=raw["semantic"],
         labels=runner.row(labels, row)[:height, :width],
-        regions=runner.region_map(scores, group.plans[row], row, group.count),
-        centres=runner.token_centres(group.plans[row]),
+        regions=None,
+        centres=None,
     )
+
+
+class _Judge:
+    """Gathers `Details` group by group; holds no more pictures than it may return.
+
+    A group is looked at when the next is on its way, so that the devices do not wait.
+    """
+
+    def __init__(self, runner: Runner, images: int, extremes: int) -> None:
+        self._runner, self._keep = runner, extremes
+        self._total = runner.zero_pairs()
+        self._iou, self._accuracy = np.full((2, images), np.nan)
+        self._worst: list[tuple[tuple[float, int], Judged]] = []
+        self._best: list[tuple[tuple[float, int], Judged]] = []
+        self._seen = 0
+        self._before: tuple[Group, dict[int, _Example], Array, Array] | None = None
+
+    def take(
+        self, group: Group, examples: dict[int, _Example], labels: Array, semantic: Array
+    ) -> None:
+        """Counts a group, and looks at the one before."""
+        self._total, areas = self._runner.count_pairs(self._total, labels, semantic)
+        before, self._before = self._before, (group, examples, labels, areas)
+        if before is not None:
+            self._look(*before)
+
+    def details(self) -> Details:
+        """What was gathered; takes no more."""
+        if self._before is not None:
+            self._look(*self._before)
+            self._before = None
+        # With few images, the same would be among the worst and among the best.
+        worst, best = self._worst[: -(-self._seen // 2)], self._best[: self._seen // 2]
+        return Details(
+            pairs=confusion.to_host(self._runner.fetch(self._total)),
+            iou=self._iou,
+            accuracy=self._accuracy,
+            worst=[judged for _, judged in worst],
+            best=[judged for _, judged in best],
+            seen=self._seen,
+        )
+
+    def _look(
+        self, group: Group, examples: dict[int, _Example], labels: Array, areas: Array
+    ) -> None:
+        of_images = self._runner.fetch(areas)[: len(group.images)]
+        self._iou[group.images] = confusion.present_iou(of_images)
+        self._accuracy[group.images] = [confusion.pixel_accuracy(area) for area in of_images]
+        for row, number in enumerate(group.images):
+            if jax.process_index() != 0 or row not in examples or np.isnan(self._iou[number]):
+                continue
+            self._seen += 1
+            iou = float(self._iou[number])
+            wanted = [
+                (kept, key)
+                for kept, key in ((self._worst, (iou, number)), (self._best, (-iou, -number)))
+                if len(kept) < self._keep or (kept and key < kept[-1][0])
+            ]
+            if not wanted:
+                continue
+            picture = _picture(self._runner, group, row, examples[row], labels)
+            judged = Judged(picture, iou, float(self._accuracy[number]))
+            for kept, key in wanted:
+                bisect.insort(kept, (key, judged), key=lambda entry: entry[0])
+                del kept[self._keep :]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -286,7 +402,10 @@ def summary_line(metrics: Metrics) -> str:
 
 
 def write_metrics(metrics: Metrics, path: str | os.PathLike[str]) -> None:
-    """Writes the figures as JSON, whole or not at all; NaN becomes null. Pictures are left out."""
+    """Writes the figures as JSON, whole or not at all; NaN becomes null.
+
+    Pictures and details are left out.
+    """
     path = Path(path)
 
     def plain(value: Any) -> Any:
@@ -296,7 +415,8 @@ def write_metrics(metrics: Metrics, path: str | os.PathLike[str]) -> None:
             return [plain(item) for item in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    kept = {name: value for name, value in metrics.items() if name != "pictures"}
+    left_out = ("pictures", "details")
+    kept = {name: value for name, value in metrics.items() if name not in left_out}
     part = path.with_name(f".{path.name}.{os.getpid()}")
     part.write_text(json.dumps(plain(kept), indent=2) + "\n", encoding="utf-8")
     part.replace(path)

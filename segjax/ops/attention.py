@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from segjax.structs import Array
+
+TILE = 2**19
+"""Logits that are in memory at a time on CPU: 2 MB, what its cache holds."""
+
+LEAST_QUERIES = 64
+"""Fewer rows than this make slow matrix products."""
 
 
 def attention(query: Array, key: Array, value: Array, scale: float | None = None) -> Array:
@@ -28,7 +35,7 @@ def attention(query: Array, key: Array, value: Array, scale: float | None = None
         query,
         key,
         value,
-        cpu=functools.partial(head_major, scale=scale),
+        cpu=functools.partial(tiled, scale=scale),
         cuda=functools.partial(fused, scale=scale),
         default=functools.partial(jax.nn.dot_product_attention, scale=scale),
     )
@@ -47,20 +54,47 @@ def attention_with_dropout(
     return jnp.einsum("bhnm,bmhd->bnhd", weights, value)
 
 
-def head_major(query: Array, key: Array, value: Array, scale: float) -> Array:
-    """Batched products in [B, heads, N, d] and ONE division at the end.
+def tiled(query: Array, key: Array, value: Array, scale: float) -> Array:
+    """Some heads and some queries at a time, so that their logits stay in a CPU's cache. The
+    backward pass makes them anew instead of reading them from memory.
 
-    On CPU (N=1024, 3 heads of 64) 2 to 3 times faster than `jax.nn.dot_product_attention`:
-    the layout decides, not the arithmetic.
+    On 2 cores (N=1025, 6 heads of 64, 2 images) 2 to 3 times faster than all at once, forward and
+    with the gradient, in a fifth of the temporary memory.
     """
+    batch, queries, heads, size = query.shape
     query, key, value = (x.swapaxes(1, 2) for x in (query * scale, key, value))
-    logits = jnp.einsum("bhnd,bhmd->bhnm", query, key, preferred_element_type=jnp.float32)
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
-    total = weights.sum(-1, keepdims=True)
-    mixed = jnp.einsum(
-        "bhnm,bhmd->bhnd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
-    )
-    return (mixed / total).astype(value.dtype).swapaxes(1, 2)
+    together = batch * heads
+    # Over several devices images and heads may be spread; a loop over them would fetch them all.
+    if jax.device_count() == 1:
+        most = max(TILE // (queries * key.shape[2]), 1)
+        together = max(n for n in range(1, together + 1) if together % n == 0 and n <= most)
+    if together == batch * heads:
+        return _tiled_heads(query, key, value).swapaxes(1, 2)
+    groups = (x.reshape(-1, together, *x.shape[2:]) for x in (query, key, value))
+    mixed = jax.lax.map(lambda group: _tiled_heads(*group), tuple(groups))
+    return mixed.reshape(batch, heads, queries, size).swapaxes(1, 2)
+
+
+def _tiled_heads(query: Array, key: Array, value: Array) -> Array:
+    """Attention of scaled queries [..., N, d] to keys and values [..., M, d]."""
+    *heads, queries, size = query.shape
+
+    @jax.checkpoint
+    def mix(query: Array) -> Array:
+        logits = jnp.einsum("...nd,...md->...nm", query, key, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+        mixed = jnp.einsum("...nm,...md->...nd", weights, value, preferred_element_type=jnp.float32)
+        return mixed.astype(value.dtype)
+
+    tall = max(TILE // (math.prod(heads) * key.shape[-2]), LEAST_QUERIES)
+    count = -(-queries // tall)
+    if count == 1:
+        return mix(query)
+    tall = -(-queries // count)
+    beyond = [(0, 0)] * len(heads) + [(0, count * tall - queries), (0, 0)]
+    tiles = jnp.pad(query, beyond).reshape(*heads, count, tall, size)
+    mixed = jnp.moveaxis(jax.lax.map(mix, jnp.moveaxis(tiles, -3, 0)), 0, -3)
+    return mixed.reshape(*heads, count * tall, size)[..., :queries, :]
 
 
 def fused(query: Array, key: Array, value: Array, scale: float) -> Array:

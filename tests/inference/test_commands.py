@@ -91,6 +91,33 @@ def test_eval_takes_changes_to_the_config(workdir):
     assert config["eval"]["flip"] is False
 
 
+def test_eval_leaves_a_report_when_it_is_asked_to(workdir, capsys):
+    assert cli.main(["eval", f"--workdir={workdir}", "--pictures=0"]) == 0
+    plain = (workdir / "metrics.json").read_text()
+    assert not (workdir / "report.html").exists()
+    capsys.readouterr()
+    assert cli.main(["eval", f"--workdir={workdir}", "--pictures=0", "--report"]) == 0
+    assert (workdir / "metrics.json").read_text() == plain
+    page = (workdir / "report.html").read_text()
+    assert f"{workdir / 'report.html'}" in capsys.readouterr().out
+    assert "<h1>regproxy on shapescapes</h1>" in page
+    assert page.count("<img ") == 4 * 5 and "validation/000004" in page
+    assert "no training curves" in page and "<dt>changed</dt>" not in page
+
+
+def test_a_report_tells_its_training_and_what_was_changed_for_it(workdir):
+    log = workdir / "metrics.jsonl"
+    log.write_text('{"step": 3, "kind": "train", "loss": 1.5, "learning_rate": 0.1}\n')
+    try:
+        argv = [f"--workdir={workdir}", "--pictures=0", "--report", "--config.eval.flip=True"]
+        assert cli.main(["eval", *argv]) == 0
+    finally:
+        log.unlink()
+    page = (workdir / "report.html").read_text()
+    assert "<dt>changed</dt><dd>config.eval.flip: False -&gt; True</dd>" in page
+    assert "Training loss" in page and "no training curves" not in page
+
+
 def test_eval_of_a_folder_that_is_no_workdir_is_one_sentence(tmp_path, capsys):
     assert cli.main(["eval", f"--workdir={tmp_path}"]) == 1
     assert "there is no config.json in it" in capsys.readouterr().err

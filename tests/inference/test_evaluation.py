@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import weakref
 
 import jax
 import numpy as np
@@ -141,11 +142,102 @@ def test_pictures_show_images_of_the_dataset_with_what_was_predicted(scenes):
         assert picture.regions.shape == picture.labels.shape
 
 
+def pairs_of(picture):
+    """The confusion matrix of a picture, by counting."""
+    matrix = np.zeros((toy_inference.CLASSES, toy_inference.CLASSES), np.int64)
+    known = picture.truth != IGNORE
+    np.add.at(matrix, (picture.truth[known], picture.labels[known]), 1)
+    return matrix
+
+
+@pytest.mark.parametrize("shape", [(1,), (8,), (2, 2)], ids=str)
+def test_details_are_what_counting_the_pictures_gives_on_any_devices(scenes, sliding, shape):
+    """All images are pictures here. The last groups are filled up with images that don't count."""
+    metrics = evaluate(scenes, SLIDE, mesh(*shape), pictures=99, details=True, extremes=2)
+    details = metrics.pop("details")
+    pictures = {picture.name: picture for picture in metrics.pop("pictures")}
+    assert metrics == sliding
+    matrices = [pairs_of(pictures[f"scene {i}"]) for i in range(len(SIZES))]
+    assert details.pairs.dtype == np.int64
+    np.testing.assert_array_equal(details.pairs, sum(matrices))
+    for image, matrix in enumerate(matrices):
+        union = matrix.sum(0) + matrix.sum(1) - matrix.diagonal()
+        present = matrix.sum(1) > 0
+        expected = (matrix.diagonal()[present] / union[present]).mean()
+        assert details.iou[image] == pytest.approx(expected, rel=1e-12)
+        right = matrix.trace() / matrix.sum()
+        assert details.accuracy[image] == pytest.approx(right, rel=1e-12)
+    order = np.argsort(details.iou)
+    assert details.seen == len(SIZES)
+    for found, images in ((details.worst, order[:2]), (details.best, order[::-1][:2])):
+        assert [judged.picture.name for judged in found] == [f"scene {i}" for i in images]
+        for judged, image in zip(found, images):
+            assert judged.iou == details.iou[image]
+            assert judged.accuracy == details.accuracy[image]
+            expected = pictures[judged.picture.name]
+            for field in ("image", "truth", "labels"):
+                one, other = (getattr(p, field) for p in (judged.picture, expected))
+                np.testing.assert_array_equal(one, other)
+
+
+def test_the_matrix_sums_to_the_areas(scenes):
+    metrics = evaluate(scenes, SLIDE, mesh(8), details=True)
+    pairs = metrics["details"].pairs
+    np.testing.assert_array_equal(pairs.sum(1), [row["labelled"] for row in metrics["classes"]])
+    np.testing.assert_array_equal(pairs.sum(0), [row["predicted"] for row in metrics["classes"]])
+    assert metrics["aAcc"] == round(100 * pairs.trace() / pairs.sum(), 2)
+
+
+def test_no_image_is_among_the_worst_and_among_the_best(scenes):
+    details = evaluate(scenes, SLIDE, mesh(1), details=True, extremes=99)["details"]
+    names = [judged.picture.name for judged in (*details.worst, *reversed(details.best))]
+    assert names == [f"scene {i}" for i in np.argsort(details.iou)]
+    assert (len(details.worst), len(details.best)) == (5, 4)
+    none = evaluate(scenes, SLIDE, mesh(1), details=True, extremes=0)["details"]
+    assert none.worst == none.best == []
+
+
+def test_an_image_without_labels_is_neither_good_nor_bad():
+    few = toy_inference.Scenes([(45, 60), (30, 40), (45, 60)])
+    few.examples[1]["semantic"][:] = IGNORE
+    details = evaluate(few, SLIDE, mesh(1), details=True)["details"]
+    np.testing.assert_array_equal(np.isnan(details.iou), [False, True, False])
+    np.testing.assert_array_equal(np.isnan(details.accuracy), [False, True, False])
+    shown = {judged.picture.name for judged in (*details.worst, *details.best)}
+    assert details.seen == 2 and shown == {"scene 0", "scene 2"}
+
+
+def test_pictures_that_are_no_longer_extreme_are_let_go(monkeypatch):
+    """Each image is better than the one before, so each is the best for a moment."""
+    settings = dataclasses.replace(SLIDE, batch=1)
+    many = toy_inference.Scenes([(32, 32)] * 8)
+    iou = evaluate(many, settings, mesh(1), details=True)["details"].iou
+    many.examples = [many.examples[i] for i in np.argsort(iou)]
+    made, held = [], []
+
+    class Pixels(np.ndarray):
+        """An array that a weak reference may point at."""
+
+    plain = evaluation._picture
+
+    def watched(*args):
+        held.append(sum(ref() is not None for ref in made))
+        picture = plain(*args)
+        image = picture.image.copy().view(Pixels)
+        made.append(weakref.ref(image))
+        return picture._replace(image=image)
+
+    monkeypatch.setattr(evaluation, "_picture", watched)
+    details = evaluate(many, settings, mesh(1), details=True, extremes=1)["details"]
+    assert [judged.picture.name for judged in details.best] == [many.examples[-1]["name"]]
+    assert len(made) == 8 and max(held) <= 2
+
+
 def test_metrics_are_written_as_json_without_nan(tmp_path, sliding):
-    metrics = {**sliding, "mIoU": float("nan"), "pictures": [object()]}
+    metrics = {**sliding, "mIoU": float("nan"), "pictures": [object()], "details": object()}
     evaluation.write_metrics(metrics, tmp_path / "metrics.json")
     written = json.loads((tmp_path / "metrics.json").read_text())
-    assert written["mIoU"] is None and "pictures" not in written
+    assert written["mIoU"] is None and not {"pictures", "details"} & set(written)
     assert written["classes"][0]["IoU"] == sliding["classes"][0]["IoU"]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
 

@@ -27,9 +27,12 @@ import toy_inference as toy
 from test_evaluation_processes import SIZES, SLIDE
 from segjax.inference import evaluation
 scenes = toy.Scenes(SIZES)
-metrics = evaluation.evaluate(toy.Toy(), toy.variables(), scenes, SLIDE, pictures=2)
+metrics = evaluation.evaluate(toy.Toy(), toy.variables(), scenes, SLIDE, pictures=2, details=True)
 shown = [picture.name for picture in metrics.pop("pictures")]
-print(json.dumps([metrics, scenes.read, shown]))
+details = metrics.pop("details")
+judged = [[one.picture.name, one.iou] for one in details.worst + details.best]
+metrics |= {"pairs": details.pairs.tolist(), "iou": details.iou.tolist()}
+print(json.dumps([metrics, scenes.read, shown, judged, details.seen]))
 """
 
 
@@ -68,12 +71,20 @@ def evaluate_in_processes(count):
 
 @pytest.mark.slow
 def test_two_processes_measure_what_one_does_and_read_every_image_once_together():
-    (first, read_first, shown), (second, read_second, nothing) = evaluate_in_processes(2)
+    (first, read_first, shown, judged, seen), (second, read_second, *nothing) = (
+        evaluate_in_processes(2)
+    )
     assert sorted(read_first + read_second) == list(range(len(SIZES)))
     assert read_first and read_second
     assert first == second
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
     scenes = toy_inference.Scenes(SIZES)
-    alone = evaluation.evaluate(toy_inference.Toy(), toy_inference.variables(), scenes, SLIDE, mesh)
-    assert first == alone
-    assert len(shown) == 2 and not nothing  # only the first draws, of what it read
+    alone = evaluation.evaluate(
+        toy_inference.Toy(), toy_inference.variables(), scenes, SLIDE, mesh, details=True
+    )
+    details = alone.pop("details")
+    assert first == {**alone, "pairs": details.pairs.tolist(), "iou": details.iou.tolist()}
+    # Only the first draws, of what it read.
+    assert len(shown) == 2 and nothing == [[], [], 0]
+    assert seen == len(read_first) == len(judged)
+    assert {name: details.iou[int(name.split()[1])] for name, _ in judged} == dict(judged)

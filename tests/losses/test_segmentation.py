@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segjax.losses.segmentation import pixel_cross_entropy
+from segjax.losses.segmentation import deep_supervision, pixel_cross_entropy
 from segjax.structs import IGNORE
 
 
@@ -43,3 +43,29 @@ def test_accuracy_counts_ignored_pixels_as_wrong():
 def test_no_labelled_pixel_is_no_loss():
     labels = jnp.full((1, 2, 2), IGNORE, jnp.int16)
     assert pixel_cross_entropy(jnp.ones((1, 2, 2, 3)), labels, "valid")[0] == 0.0
+
+
+def test_auxiliary_heads_count_with_their_weight_and_are_logged_without_it():
+    rng = np.random.default_rng(0)
+    labels = jnp.asarray(rng.integers(IGNORE, 5, (2, 8, 8)), jnp.int16)
+    scores = [jnp.asarray(rng.normal(size=(2, n, n, 5)), jnp.float32) for n in (8, 2, 4)]
+    parts = [pixel_cross_entropy(s, labels)[0] for s in scores]
+    total, scalars = deep_supervision(scores[0], scores[1:], labels, 0.3)
+    np.testing.assert_allclose(total, parts[0] + 0.3 * (parts[1] + parts[2]), rtol=1e-6)
+    assert set(scalars) == {"accuracy", "loss_main", "loss_aux_0", "loss_aux_1"}
+    np.testing.assert_allclose(
+        [scalars["loss_main"], scalars["loss_aux_0"], scalars["loss_aux_1"]], parts, rtol=1e-6
+    )
+    assert scalars["accuracy"] == pixel_cross_entropy(scores[0], labels)[1]["accuracy"]
+
+
+def test_every_supervised_head_gets_its_share_of_the_gradient():
+    rng = np.random.default_rng(0)
+    labels = jnp.asarray(rng.integers(IGNORE, 5, (2, 8, 8)), jnp.int16)
+    scores = jnp.asarray(rng.normal(size=(2, 4, 4, 5)), jnp.float32)
+    alone = jax.grad(lambda s: pixel_cross_entropy(s, labels)[0])(scores)
+    main, (aux,) = jax.grad(lambda both: deep_supervision(both[0], both[1], labels, 0.4)[0])(
+        (scores, (scores,))
+    )
+    np.testing.assert_allclose(main, alone, rtol=1e-6)
+    np.testing.assert_allclose(aux, 0.4 * alone, rtol=1e-5, atol=1e-9)

@@ -109,3 +109,85 @@ def test_counting_without_scatter_gives_the_same(monkeypatch):
     monkeypatch.setattr(jax.lax, "platform_dependent", as_a_tpu)
     found = confusion.image_areas(jnp.asarray(predicted), jnp.asarray(semantic), 5)
     np.testing.assert_array_equal(found, expected)
+
+
+def pairs_by_hand(predicted, semantic, classes):
+    matrix = np.zeros((classes, classes), np.int64)
+    for p, s in zip(predicted.reshape(-1).tolist(), semantic.reshape(-1).tolist()):
+        if 0 <= s < classes and p < classes:
+            matrix[s, p] += 1
+    return matrix
+
+
+def pairs_on_device(predicted, semantic, classes):
+    return np.asarray(
+        jax.jit(confusion.image_pairs, static_argnums=2)(
+            jnp.asarray(predicted), jnp.asarray(semantic), classes
+        )
+    )
+
+
+@pytest.mark.parametrize("classes", [1, 7, 150])
+def test_the_matrix_of_each_image_is_what_counting_by_hand_gives(classes):
+    rng = np.random.default_rng(0)
+    predicted = rng.integers(0, classes, (3, 13, 17)).astype(np.int16)
+    semantic = rng.integers(IGNORE, classes, (3, 13, 17)).astype(np.int16)
+    pairs = pairs_on_device(predicted, semantic, classes)
+    assert pairs.dtype == np.int32
+    for image in range(3):
+        expected = pairs_by_hand(predicted[image], semantic[image], classes)
+        np.testing.assert_array_equal(pairs[image], expected)
+
+
+def test_a_matrix_holds_the_areas():
+    rng = np.random.default_rng(1)
+    predicted = rng.integers(0, 6, (4, 9, 8)).astype(np.int16)
+    semantic = rng.integers(IGNORE, 6, (4, 9, 8)).astype(np.int16)
+    found = confusion.pair_areas(jnp.asarray(pairs_on_device(predicted, semantic, 6)))
+    np.testing.assert_array_equal(found, on_device(predicted, semantic, 6))
+
+
+def test_pixels_of_no_class_are_in_no_pair():
+    predicted = np.array([[[0, 1, 2, 1]]], np.int16)
+    semantic = np.array([[[IGNORE, 1, 1, 2]]], np.int16)
+    np.testing.assert_array_equal(pairs_on_device(predicted, semantic, 2), [[[0, 0], [0, 1]]])
+
+
+def test_totals_of_matrices_are_exact_beyond_32_bits():
+    total = jnp.zeros((2, 2, 2), jnp.uint32)
+    pairs = np.array([[2**31 - 1, 3], [0, 2**30 + 1]], np.int32)
+    add = jax.jit(confusion.add)
+    for _ in range(5):
+        total = add(total, jnp.asarray(np.stack([pairs] * 2)))
+    np.testing.assert_array_equal(confusion.to_host(total), 10 * pairs.astype(np.int64))
+    both = np.stack([np.asarray(total)] * 2)
+    np.testing.assert_array_equal(confusion.to_host(both), 20 * pairs.astype(np.int64))
+
+
+def test_a_tpu_counts_pairs_by_matrix_products():
+    maps = jax.ShapeDtypeStruct((2, 9, 9), jnp.int16)
+    traced = jax.jit(confusion.image_pairs, static_argnums=2).trace(maps, maps, 5)
+    lowered = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert "scatter" not in lowered and "dot_general" in lowered
+
+
+@pytest.mark.parametrize("tile", [7, 55, 8192])
+def test_matrix_products_count_the_same_pairs(tile, monkeypatch):
+    rng = np.random.default_rng(3)
+    predicted, semantic = rng.integers(0, 6, (2, 2, 11, 5)).astype(np.int16)
+    semantic[rng.random(semantic.shape) < 0.2] = IGNORE
+    expected = pairs_on_device(predicted, semantic, 5)
+    assert expected.sum()
+    as_a_tpu = lambda *args, tpu, default: tpu(*args)  # noqa: E731
+    monkeypatch.setattr(jax.lax, "platform_dependent", as_a_tpu)
+    monkeypatch.setattr(confusion, "PAIR_TILE", tile)
+    found = confusion.image_pairs(jnp.asarray(predicted), jnp.asarray(semantic), 5)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_the_iou_of_an_image_is_over_the_classes_in_its_truth():
+    #                 right   predicted  labelled; class 2 is a false alarm, 3 is nowhere
+    areas = np.array([[3, 1, 0, 0], [4, 2, 5, 0], [6, 2, 0, 0]])
+    found = confusion.present_iou(np.stack([areas, 0 * areas]))
+    assert found[0] == pytest.approx((3 / 7 + 1 / 3) / 2)
+    assert np.isnan(found[1])

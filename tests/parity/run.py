@@ -13,12 +13,16 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
-from tests.parity import regproxy
+from tests.parity import regproxy, regproxy_decoders, regproxy_segmenter
 from tests.parity.weights import Case, cases
 
 Runner = Callable[[dict, Mapping[str, np.ndarray], Mapping[str, np.ndarray]], dict]
 
-RUNNERS: dict[str, Runner] = {**regproxy.RUNNERS}
+RUNNERS: dict[str, Runner] = {
+    **regproxy.RUNNERS,
+    **regproxy_decoders.RUNNERS,
+    **regproxy_segmenter.RUNNERS,
+}
 # (what, output) -> error of ours against stored, where the rule of the method is not the relative
 # error.
 JUDGES: dict[tuple[str, str], Callable[[Case, np.ndarray, np.ndarray], float]] = {**regproxy.JUDGES}
