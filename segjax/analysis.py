@@ -20,7 +20,7 @@ from jax.extend import core
 
 from segjax import systems
 from segjax.backbones import vit
-from segjax.backbones.layers import BatchNorm, Conv, DepthwiseConv
+from segjax.backbones.layers import BatchNorm, Conv, DepthwiseConv, LayerNorm
 from segjax.decoders.psp import PyramidPooling
 from segjax.inference.windows import starts
 from segjax.structs import Size, System
@@ -139,8 +139,8 @@ def _trace(function: Callable[..., Any], *args: Any) -> tuple[core.Jaxpr, list[C
 def macs(function: Callable[..., Any], *args: Any) -> int:
     """Multiply-adds of the convolutions and matrix products that function(*args) depends on.
 
-    Of alternatives (`lax.cond`, one form per backend) the dearest counts; a `while_loop` counts
-    once, since nobody knows how often it runs.
+    Of the forms of an op for several backends the one for any backend counts, of alternatives
+    (`lax.cond`) the dearest; a `while_loop` counts once, since nobody knows how often it runs.
     """
     return _jaxpr_macs(jax.make_jaxpr(function)(*args).jaxpr)
 
@@ -167,7 +167,8 @@ def _equation_macs(equation: core.JaxprEqn) -> int:
         return equation.outvars[0].aval.size * (kernel.size // features)
     inner = [_jaxpr_macs(jaxpr) for jaxpr in _inner(params)]
     if name == "cond":
-        return max(inner)
+        platforms = params.get("branches_platforms")
+        return max(inner) if platforms is None else inner[platforms.index(None)]
     return sum(inner) * (params["length"] if name == "scan" else 1)
 
 
@@ -203,6 +204,8 @@ def _mmcv_macs(calls: list[Call]) -> int:
             continue
         if isinstance(module, vit.Attention):
             unseen = module.path
+            # Segmenter's own blocks are made of linear layers, which it knows.
+            total += 4 * x.size * x.shape[-1] * (module.path[0] == "decoder")
         elif isinstance(module, vit.PatchEmbed):
             total += out.size * (module.patch**2 * x.shape[-1] + 1)
         elif isinstance(module, DepthwiseConv):
@@ -215,7 +218,7 @@ def _mmcv_macs(calls: list[Call]) -> int:
             # Officially the classifier comes after the last enlargement.
             channels = module.features * (len(x) if isinstance(module, setr.MLAHead) else 1)
             total += out.size * (module.factor**2 - 1) * (channels + 1)
-        elif isinstance(module, nn.LayerNorm):
+        elif isinstance(module, nn.LayerNorm | LayerNorm):
             total += 2 * out.size
         elif isinstance(module, BatchNorm):  # a ReLU follows each
             total += 3 * out.size

@@ -132,3 +132,13 @@ def test_the_decoders_of_the_comparison_cost_what_is_known(name):
     cost = analysis.of_system(systems.build(settings.model), (side, side))
     assert f"{cost.parameters / 1e6:.2f}" == parameters
     assert f"{cost.macs_mmcv / 1e9:.2f}" == mmcv
+
+
+@pytest.mark.parametrize("name, printed", [("ti16", "4.87"), ("s16", "19.14"), ("l16", "369.48")])
+def test_segmenters_own_attention_is_seen(name, printed):
+    """The encoder counts as mmseg's, whose attention the counter doesn't know; the decoder's is of
+    linear layers."""
+    settings = config.load(CONFIGS.parent / f"segmenter/ade20k_{name}_mask.py")
+    side = settings.eval.crop[0]
+    cost = analysis.of_system(systems.build(settings.model), (side, side))
+    assert f"{cost.macs_mmcv / 1e9:.2f}" == printed

@@ -1,6 +1,6 @@
 r"""RegProxy's Figure 6, from any workdir: how pure the learned regions are and how they look.
 
-    pip install -e '.[experiments]'
+    pip install matplotlib
     python -m experiments.regproxy.figure6 --workdir=W [--images=50] [--out=W/figure6]
 
 Left, the entropy (natural logarithm) of the classes within a region, as a kernel density estimate;
@@ -13,11 +13,13 @@ colour of its pixels, with a dot at its proxy token.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import pathlib
 import sys
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -51,6 +53,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--pictures", default=4, type=int, help="how many of them to draw")
     parser.add_argument("--out", type=pathlib.Path, help="a folder, by default WORKDIR/figure6")
     args = parser.parse_args(argv)
+    if importlib.util.find_spec("matplotlib") is None:
+        raise SegjaxError("the figure needs matplotlib: pip install matplotlib.")
     setup()
     out = args.out or args.workdir / "figure6"
     found = collect(args.workdir, args.images, args.pictures)
@@ -73,7 +77,7 @@ def collect(workdir: pathlib.Path, images: int, pictures: int) -> Entropies:
     """Runs the model of a workdir on the first images of its evaluation split.
 
     Raises:
-        SegjaxError: the system has no regions.
+        SegjaxError: the system learns no regions.
     """
     model = predictor.load(workdir)
     recipe = config.read(workdir / "config.json")
@@ -87,17 +91,16 @@ def collect(workdir: pathlib.Path, images: int, pictures: int) -> Entropies:
         example = dataset[number]
         image, truth = example["image"], example["semantic"]
         result = model(image)
-        learned = result.regions()
-        if learned is None:
+        learned, centres = result.regions(), result.token_centres()
+        if centres is None:
             raise SegjaxError(
-                f"{workdir}: {recipe.model.system} has no regions; take a workdir of regproxy."
+                f"{workdir}: {recipe.model.system} learns no regions; take a workdir of regproxy."
             )
         maps = (learned, *alike(image, len(np.unique(learned))))
         for kind, regions in zip(KINDS, maps):
             values[kind].append(entropies(regions, truth, classes))
         if number < pictures:
             factor = max(round(384 / max(image.shape[:2])), 1)
-            centres = result.token_centres()
             drawn.append(draw.regions_picture(image, learned, centres, factor=factor))
     return Entropies({kind: np.concatenate(parts) for kind, parts in values.items()}, drawn)
 
@@ -108,7 +111,10 @@ def alike(image: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     side = (height * width / count) ** 0.5
     grid = (max(round(height / side), 1), max(round(width / side), 1))
     squares = superpixels.square_regions((height, width), grid)
-    return squares, np.asarray(superpixels.slic(jnp.asarray(image)[None], grid))[0]
+    return np.asarray(squares), np.asarray(_slic(image[None], grid))[0]
+
+
+_slic = jax.jit(superpixels.slic, static_argnums=1)
 
 
 def entropies(regions: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
@@ -133,24 +139,20 @@ def summarised(values: np.ndarray) -> dict[str, Any]:
 
 def plot(found: Entropies, path: pathlib.Path) -> None:
     """The whole figure as one PNG."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise SegjaxError(
-            "the figure needs matplotlib: pip install 'segjax[experiments]'."
-        ) from None
-    from scipy.stats import gaussian_kde
+    from matplotlib.figure import Figure
+    from scipy.stats import gaussian_kde  # comes with jax
 
     columns = -(-len(found.pictures) // 2)
     figure = Figure(figsize=(5.5 + 2.6 * columns, 5.2), layout="constrained")
     parts = figure.subfigures(1, 2, width_ratios=(5.5, max(2.6 * columns, 0.1)))
     axes = parts[0].subplots()
+    highest = max(values.max(initial=0.0) for values in found.values.values())
+    at = np.linspace(0, 1.05 * highest, 256)
     for kind, values in found.values.items():
         mixed = values[values > 0]
         pure = 100.0 * (1 - len(mixed) / max(len(values), 1))
         if len(np.unique(mixed)) < 2:
             continue
-        at = np.linspace(0, mixed.max() * 1.05, 256)
         axes.plot(at, gaussian_kde(mixed)(at), label=f"{kind} ({pure:.0f} % of one class)", lw=2)
     axes.set_xlabel("entropy of the classes in a region")
     axes.set_ylabel("density")

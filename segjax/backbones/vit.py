@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from segjax.backbones.layers import LayerNorm
 from segjax.ops import resize
 from segjax.ops.attention import attention, attention_with_dropout
 from segjax.structs import Array, Size
@@ -140,9 +141,7 @@ class ViT(nn.Module):
                 levels[f"block_{i}"] = as_map(x)
         if not self.final_norm:
             return levels | {"tokens": x}
-        x = nn.LayerNorm(
-            epsilon=self.norm_epsilon, dtype=self.dtype, use_fast_variance=False, name="norm"
-        )(x)
+        x = LayerNorm(self.norm_epsilon, dtype=self.dtype, name="norm")(x)
         return levels | {"norm": as_map(x), "tokens": x}
 
     @property
@@ -204,9 +203,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, branch_scale: Array) -> Array:
         chex.assert_shape(branch_scale, (2, x.shape[0]))
-        norm = functools.partial(
-            nn.LayerNorm, epsilon=self.norm_epsilon, dtype=self.dtype, use_fast_variance=False
-        )
+        norm = functools.partial(LayerNorm, self.norm_epsilon, dtype=self.dtype)
         keep = branch_scale.astype(x.dtype)[:, :, None, None]
         attend = Attention(self.heads, self.dropout, dtype=self.dtype, name="attention")
         x = x + keep[0] * attend(norm(name="norm1")(x))

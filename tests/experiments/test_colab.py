@@ -174,7 +174,7 @@ def test_the_folder_is_checked_before_it_is_trained_on(executed):
 def test_predictions_have_the_size_of_the_photograph(executed):
     work, _ = executed
     labels = Image.open(work / "photo_seg_labels.png")
-    assert labels.size == Image.open(work / "photos" / "images" / "000.jpg").size == (160, 128)
+    assert labels.size == Image.open(work / "photos_2" / "images" / "000.jpg").size == (160, 128)
     assert np.array(labels).max() < 4
     picture = Image.open(work / "picture.jpg")
     assert Image.open(work / "picture_seg_labels.png").size == picture.size == (512, 384)

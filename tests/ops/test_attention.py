@@ -69,12 +69,12 @@ def test_the_tiling_changes_nothing(monkeypatch, qkv, tile, devices):
 
 
 def test_the_logits_are_never_in_memory_at_once(monkeypatch):
-    """Neither forward nor for the gradient: of 2 images, 3 heads and 1025 tokens they are 25 MB."""
+    """Neither forward nor for the gradient: of 3 heads and 2305 tokens they are 64 MB."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    x = jax.ShapeDtypeStruct((2, 1025, 3, 64), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, 2305, 3, 64), jnp.float32)
     slope = jax.jit(jax.grad(lambda args: jnp.sin(attention(*args)).sum()))
     analysis = slope.lower((x, x, x)).compile().memory_analysis()
-    assert analysis.temp_size_in_bytes < 18e6
+    assert analysis.temp_size_in_bytes < 26e6
 
 
 def test_large_logits_stay_finite(qkv):
