@@ -54,7 +54,7 @@ def lab(image: Array) -> Array:
 
 
 def _power(x: Array, exponent: float) -> Array:
-    """x**exponent for x of 0.001 and more: ten times faster than `**` and `cbrt` on CPU."""
+    """x**exponent for x of 0.001 and more: several times faster than `**` and `cbrt` on CPU."""
     return jnp.exp(exponent * jnp.log(jnp.maximum(x, 1e-3)))
 
 

@@ -13,7 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
-from tests.parity import regproxy, regproxy_decoders, regproxy_segmenter
+from tests.parity import (
+    regproxy,
+    regproxy_decoders,
+    regproxy_segmenter,
+    regproxy_superpixels,
+)
 from tests.parity.weights import Case, cases
 
 Runner = Callable[[dict, Mapping[str, np.ndarray], Mapping[str, np.ndarray]], dict]
@@ -22,6 +27,7 @@ RUNNERS: dict[str, Runner] = {
     **regproxy.RUNNERS,
     **regproxy_decoders.RUNNERS,
     **regproxy_segmenter.RUNNERS,
+    **regproxy_superpixels.RUNNERS,
 }
 # (what, output) -> error of ours against stored, where the rule of the method is not the relative
 # error.
