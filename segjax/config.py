@@ -30,9 +30,14 @@ OPEN = ("model", "data.dataset")
 """Dicts whose fields depend on the system or the dataset they name. A file replaces them whole."""
 
 CHOICES = {
-    "optimizer.name": ("adamw", "sgd"),
-    "schedule.name": ("poly", "cosine_restart", "constant"),
+    "optimizer.name": ("adamw", "adam", "sgd"),
+    "schedule.name": ("poly", "cosine_restart", "constant", "multistep"),
+    "augment.recipe": ("scale_crop", "large_scale_jitter", "shortest_edge", "detr", "refine"),
+    "augment.segments": ("", "classes", "panoptic", "instance"),
+    "augment.keep_empty": ("official", "yes", "no"),
+    "augment.shape_choice": ("fixed", "published_bug"),
     "eval.mode": ("slide", "whole"),
+    "eval.metric": ("mIoU", "PQ", "AP", "mBA"),
 }
 
 LEAST = {
@@ -40,9 +45,13 @@ LEAST = {
     "accumulate": 1,
     "data.batch": 1,
     "data.workers": 0,
+    "augment.max_segments": 1,
+    "augment.layers": 1,
+    "augment.longest": 1,
     "schedule.warmup_steps": 0,
     "eval.every": 1,
     "eval.batch": 1,
+    "eval.topk": 1,
     "checkpoint.every": 1,
     "checkpoint.keep": 1,
     "log.every": 1,
@@ -53,6 +62,8 @@ PAIRS = (
     "augment.scale",
     "augment.ratio",
     "augment.crop",
+    "augment.jitter",
+    "augment.iou_target",
     "eval.scale",
     "eval.crop",
     "eval.stride",
@@ -72,10 +83,31 @@ def defaults() -> ConfigDict:
     # arguments of its build().
     config.model = dict(system="regproxy", backbone="vit_ti16", classes=12)
 
+    # A class tree over a network with dense scores (HSSN), see segjax/systems/hssn.py.
+    config.hierarchy = ConfigDict()
+    config.hierarchy.tree = ""  # "dataset": the one in its label space; a shipped one's name; a
+    #                             file; "": no tree, and what follows means nothing
+    config.hierarchy.tree_loss = "ftm"  # ftm, tm, focal, bce, cce or none
+    config.hierarchy.gamma = 2.0  # exponent of ftm and focal
+    config.hierarchy.tree_weight = 1.0  # factor of that loss
+    config.hierarchy.ce_weight = 0.0  # factor of the softmax cross entropy of each level
+    config.hierarchy.rmi_weight = 0.0  # factor of the region mutual information
+    config.hierarchy.triplet_weight = 0.5  # largest factor of the tree-triplet loss
+    config.hierarchy.triplet_ramp = 80_000  # training steps until it is reached
+    config.hierarchy.margin = 0.6  # of the triplets; 0: the paper's, by tree distance
+    config.hierarchy.triplet_cap = 200  # most triplets of a class
+    config.hierarchy.triplet_sampling = "first"  # first (in raster order) or random
+    config.hierarchy.skip_background = False  # whether class 0 takes part in no triplet
+    config.hierarchy.auxiliary_weight = 0.4  # factor of the auxiliary heads' cross entropy
+    config.hierarchy.void = "ignore"  # or as_published: unlabelled pixels train as class 0
+    config.hierarchy.scores = "softmax"  # what is summed along a path: softmax, sigmoid or logits
+
     config.init = ConfigDict()
-    config.init.layout = ""  # whose file it is, e.g. "timm", "deit", "hf_vit"; "" trains from
-    #                          scratch
-    config.init.checkpoint = ""  # the pretrained file
+    config.init.layout = ""  # whose file it is, e.g. "timm", "deit", "hf_vit"; "segjax" for a
+    #                          workdir of ours; "" trains from scratch
+    config.init.checkpoint = ""  # the pretrained file or folder
+    config.init.part = "backbone"  # what is taken of it: backbone, or model: all but heads that
+    #                                were made for another number of classes
 
     config.data = ConfigDict()
     # "name" names a module of segjax.data.datasets; the other fields are the keyword arguments of
@@ -88,22 +120,46 @@ def defaults() -> ConfigDict:
     config.data.data_dir = ""  # prepared data; "": $TFDS_DATA_DIR or ~/tensorflow_datasets
 
     config.augment = ConfigDict()
-    config.augment.scale = (2048, 512)  # (long side, short side) that an image is fitted into
-    config.augment.ratio = (0.5, 2.0)  # `scale` is multiplied by a number drawn from here
+    # What happens to an image, see segjax/data/set_transforms.py: scale_crop (mmsegmentation's),
+    # large_scale_jitter (Mask2Former on COCO), shortest_edge (MaskFormer and Mask2Former on ADE20K,
+    # Cityscapes and Mapillary Vistas), detr (MaskFormer on COCO) or refine (CascadePSP and CRM: a
+    # crop, and a coarse mask made of its exact one).
+    config.augment.recipe = "scale_crop"
+    config.augment.scale = (2048, 512)  # of scale_crop: (long side, short side) to be fitted into
+    config.augment.ratio = (0.5, 2.0)  # of scale_crop: `scale` is multiplied by a number from here
+    config.augment.jitter = (0.1, 2.0)  # of large_scale_jitter: `crop` times a number from here is
+    #                                     what an image is fitted into
+    config.augment.shorts = ()  # of shortest_edge and detr: short sides, one of which is drawn
+    config.augment.longest = 2048  # of shortest_edge and detr: limit of the long side
     config.augment.crop = (512, 512)  # (height, width) of what the network sees
-    config.augment.cat_max_ratio = 0.75  # crops are redrawn while one class covers more
+    config.augment.cat_max_ratio = 0.75  # of scale_crop: redrawn while one class covers more
     config.augment.flip = 0.5  # probability of mirroring
+    config.augment.flip_pairs = ()  # of scale_crop: pairs of classes (left arm, right arm) that a
+    #                                 mirrored image exchanges
     config.augment.photometric = True  # brightness, contrast, saturation and hue
+    # Segments, for systems that answer with masks: classes (one per class of the crop), panoptic
+    # (one per segment of the dataset), instance (one per thing), or "" for none.
+    config.augment.segments = ""
+    config.augment.max_segments = 100  # rows of the segment table; of more, the largest are kept
+    config.augment.layers = 1  # of instance: maps that overlapping instances are spread over
+    config.augment.keep_empty = "official"  # yes, no, or as published: whether a segment stays when
+    #                                         nothing of it is left in the crop
+    # Of refine, see segjax/data/perturb.py:
+    config.augment.iou_target = (0.8, 1.0)  # a mask is distorted until its IoU falls below a number
+    #                                         from here
+    config.augment.shape_choice = "fixed"  # of its kernels; published_bug: as CascadePSP's weights
+    #                                        were trained
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "adamw"  # adamw or sgd
+    config.optimizer.name = "adamw"  # adamw, adam or sgd
     config.optimizer.learning_rate = 6e-5  # at the peak of the schedule
-    config.optimizer.beta1 = 0.9  # of adamw
-    config.optimizer.beta2 = 0.999  # of adamw
-    config.optimizer.epsilon = 1e-8  # of adamw
+    config.optimizer.beta1 = 0.9  # of adamw and adam
+    config.optimizer.beta2 = 0.999  # of adamw and adam
+    config.optimizer.epsilon = 1e-8  # of adamw and adam
     config.optimizer.momentum = 0.9  # of sgd
     config.optimizer.nesterov = False  # of sgd
-    config.optimizer.weight_decay = 0.01  # adamw: decoupled, times the rate; sgd: in the gradient
+    config.optimizer.weight_decay = 0.01  # adamw: beside the gradient, times the rate; others:
+    #                                       in the gradient
     config.optimizer.no_decay = ()  # regexes, searched in parameter paths as segjax info prints
     #                                 them
     config.optimizer.clip_norm = 0.0  # longest gradient, over all parameters; 0: any
@@ -113,13 +169,15 @@ def defaults() -> ConfigDict:
     config.optimizer.ema = 0.0  # decay of the parameter average that is evaluated; 0: none
 
     config.schedule = ConfigDict()
-    config.schedule.name = "poly"  # poly, cosine_restart or constant
+    config.schedule.name = "poly"  # poly, cosine_restart, constant or multistep
     config.schedule.power = 1.0  # of poly
     config.schedule.min_rate = 0.0  # floor of poly and of each cosine
     config.schedule.warmup_steps = 1500  # linear warm-up, multiplied onto the schedule
     config.schedule.warmup_ratio = 1e-6  # of the scheduled rate, at step 0
     config.schedule.periods = ()  # of cosine_restart: steps of each period, together `steps`
     config.schedule.weights = ()  # of cosine_restart: peak of each period / learning_rate
+    config.schedule.milestones = ()  # of multistep: steps from which the rate is times `gamma`
+    config.schedule.gamma = 0.1  # of multistep
 
     config.mesh = ConfigDict()
     # Named axes over all devices, -1 for what is left. "data" and "fsdp" split the batch.
@@ -139,6 +197,17 @@ def defaults() -> ConfigDict:
     config.eval.batch = 8  # images or windows per forward pass
     config.eval.pad_windows = True  # windows at the border of a small image are filled up
     config.eval.enlarge = False  # an image smaller than its (square) window is enlarged first
+    # Of systems that answer with masks:
+    config.eval.tasks = ("semantic",)  # what is made and measured: semantic, panoptic, instance
+    config.eval.metric = "mIoU"  # what says which checkpoint is best: mIoU, PQ or AP;
+    #                             mBA of systems that sharpen masks
+    config.eval.object_threshold = 0.8  # a query below this class score makes no segment
+    config.eval.overlap_threshold = 0.8  # nor does one that keeps less of its mask than this
+    config.eval.topk = 100  # instances per image
+    config.eval.resize_masks_first = True  # masks reach the image's size before classes are
+    #                                        summed; False: sums are resized (semantic models)
+    # Of systems that sharpen masks:
+    config.eval.max_memory = ""  # what a device may hold, e.g. "6GiB"; "": any amount
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 4000  # steps
@@ -444,6 +513,7 @@ def _check(config: ConfigDict) -> None:
     for path in PAIRS:
         if len(leaves[path]) != 2 or not all(isinstance(v, int | float) for v in leaves[path]):
             raise SegjaxError(f"config.{path}: {leaves[path]!r} is not a pair of numbers.")
+    _check_recipe(config.augment)
     if config.data.batch % config.accumulate:
         raise SegjaxError(
             f"config.accumulate: {config.accumulate} slices do not divide config.data.batch,"
@@ -459,6 +529,48 @@ def _check(config: ConfigDict) -> None:
                 raise _unknown(
                     f"{path}.{name}", {f"{path}.{known}": 0 for known in parameters[path]}
                 )
+
+
+def _check_recipe(augment: ConfigDict) -> None:
+    """What a recipe needs of other fields."""
+    for pair in augment.flip_pairs:
+        if not isinstance(pair, tuple) or [type(label) for label in pair] != [int, int]:
+            raise SegjaxError(
+                f"config.augment.flip_pairs: {pair!r} is not a pair of class numbers; write"
+                ' "((14, 15), (16, 17))".'
+            )
+    if augment.flip_pairs and augment.recipe != "scale_crop":
+        raise SegjaxError(
+            f"config.augment.flip_pairs: the recipe {augment.recipe} exchanges no classes; take"
+            " scale_crop."
+        )
+    if augment.recipe in ("shortest_edge", "detr"):
+        sides = augment.shorts
+        if not sides or not all(isinstance(side, int) and side > 0 for side in sides):
+            raise SegjaxError(
+                f"config.augment.shorts is {sides!r}; the recipe {augment.recipe} draws the short"
+                " side from it, so list one or more lengths in pixels."
+            )
+    if augment.recipe == "detr" and augment.longest > min(augment.crop):
+        raise SegjaxError(
+            f"config.augment.crop is {augment.crop}; the recipe detr does not crop to it, so both"
+            f" sides must be config.augment.longest, {augment.longest}, or more."
+        )
+    low, high = augment.iou_target
+    if augment.recipe == "refine" and not 0 <= low <= high <= 1:
+        raise SegjaxError(
+            f"config.augment.iou_target is {augment.iou_target}; give two numbers of 0..1, the"
+            " smaller one first."
+        )
+    if augment.recipe == "refine" and augment.segments:
+        raise SegjaxError(
+            f"config.augment.segments is '{augment.segments}', but the recipe refine gives masks;"
+            " leave it empty."
+        )
+    if augment.recipe == "large_scale_jitter" and not 0 < augment.jitter[0] <= augment.jitter[1]:
+        raise SegjaxError(
+            f"config.augment.jitter is {augment.jitter}; give the lower and the upper factor."
+        )
 
 
 def _unknown(path: str, known: Mapping[str, Any]) -> SegjaxError:

@@ -38,12 +38,81 @@ class Semantic:
             when the system has no regions.
         covers: (height, width) in pixels that the scores stand for where a system fills the image
             up at its bottom and right; None means the image.
+        decision: an `ops.assembly.Decision` where labels are not the argmax of the resized scores;
+            K is then the number of channels it reads.
     """
 
     labels: Array
     scores: Array
     regions: Array | None = None
     covers: Size | None = flax.struct.field(pytree_node=False, default=None)
+    decision: Any = flax.struct.field(pytree_node=False, default=None)
+
+
+@flax.struct.dataclass
+class Masks:
+    """What a system predicts that answers with a set of masks (MaskFormer's family).
+
+    Attributes:
+        class_logits: [B, Q, K + 1] float32, the last one "no object".
+        mask_logits: [B, h, w, Q] float32 on the system's own grid; a query holds the pixels where
+            its logit, resized bilinearly (half-pixel centres) to `covers`, is positive.
+        covers: (height, width) in pixels that the grid stands for: the padded image.
+    """
+
+    class_logits: Array
+    mask_logits: Array
+    covers: Size = flax.struct.field(pytree_node=False)
+
+
+@flax.struct.dataclass
+class Panoptic:
+    """A panoptic segmentation on the device: every pixel in at most one segment.
+
+    Attributes:
+        segment_map: [H, W] int32, 0 where there is no segment, else 1 + the row of the table.
+        segment_class: [S] int32, the class of each segment, -1 beyond the last one.
+        segment_score: [S] float32, the class score of the query that painted it first.
+    """
+
+    segment_map: Array
+    segment_class: Array
+    segment_score: Array
+
+
+@flax.struct.dataclass
+class Instances:
+    """Instances found on the device, best first. Several may share a mask, and masks may overlap.
+
+    Attributes:
+        scores: [N] float32, 0..1.
+        classes: [N] int32, -1 for an empty row.
+        queries: [N] int32, which mask of `masks` belongs to it.
+        masks: [Q, H, ceil(W / 8)] uint8, the masks' bits, eight pixels of a row a byte, the left
+            one highest (`numpy.packbits`).
+        areas: [N] int32, pixels of each mask.
+        boxes: [N, 4] int32, (x, y, width, height) that just holds the mask, as COCO writes them.
+    """
+
+    scores: Array
+    classes: Array
+    queries: Array
+    masks: Array
+    areas: Array
+    boxes: Array
+
+
+@flax.struct.dataclass
+class Refined:
+    """What a system says that sharpens a coarse mask.
+
+    Attributes:
+        probability: [B, H, W] float32, 0..1, that a pixel belongs to the object.
+        logits: [B, H, W] float32, of which it is the sigmoid.
+    """
+
+    probability: Array
+    logits: Array
 
 
 class System(Protocol):
@@ -53,12 +122,21 @@ class System(Protocol):
     already normalised); `semantic` int16 [B, H, W], IGNORE where unlabelled; `valid` bool [B],
     False for the padding of a last batch; `image_size` int32 [B, 2], optional, the extent of real
     pixels (what lies outside counts as mean colour).
+
+    Systems that answer with masks also read `segments` int16 [B, H, W], index into the segment
+    table, -1 void (or [B, L, H, W], L layers, where instances may overlap: a segment is where any
+    layer holds its index); `segment_class` int32 [B, S], -1 for the padding; `segment_is_crowd`
+    bool [B, S]; and `segment_overflow` int32 [B], how many segments the table had no room for.
+
+    Systems that sharpen masks read `coarse_mask` and, for the loss, `mask`: uint8 [B, H, W], 255
+    where the object is. They also have `turns`, see `inference.refinement`.
     """
 
     classes: int
 
     def init(self, rng: Array, batch: Batch) -> Variables:
-        """Fresh variables: {"params": ..., "batch_stats": ... where there is batch norm}."""
+        """Fresh variables: {"params": ..., "batch_stats": ... where there is batch norm,
+        "constants": ... where it is frozen}."""
 
     def loss(
         self, variables: Variables, batch: Batch, rng: Array, microbatches: int = 1
@@ -70,5 +148,5 @@ class System(Protocol):
         loss normalisers) sees the whole batch. The result equals that of `microbatches=1`.
         """
 
-    def predict(self, variables: Variables, batch: Batch) -> Semantic:
+    def predict(self, variables: Variables, batch: Batch) -> Semantic | Masks | Refined:
         """Predictions for the batch in evaluation mode."""

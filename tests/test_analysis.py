@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from segjax import analysis, cli, config, systems
+from segjax.errors import SegjaxError
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "regproxy"
 
@@ -142,3 +143,78 @@ def test_segmenters_own_attention_is_seen(name, printed):
     side = settings.eval.crop[0]
     cost = analysis.of_system(systems.build(settings.model), (side, side))
     assert f"{cost.macs_mmcv / 1e9:.2f}" == printed
+
+
+# Of the official models, by fvcore on a zero image (10^9): the whole model with semantic inference.
+BY_FVCORE = {
+    "mask2former/ade20k_semantic_r50": ("70.75", 512),
+    "mask2former/ade20k_semantic_r101": ("90.20", 512),
+    "mask2former/ade20k_semantic_swin_t": ("73.64", 512),
+    "mask2former/ade20k_semantic_swin_s": ("97.41", 512),
+    "mask2former/ade20k_semantic_swin_b": ("223.39", 640),
+    "mask2former/ade20k_semantic_swin_l": ("402.66", 640),
+    "maskformer/ade20k_semantic_r50": ("55.13", 512),
+    "maskformer/ade20k_semantic_r101": ("74.58", 512),
+    "maskformer/ade20k_semantic_r101c": ("81.68", 512),
+    "maskformer/ade20k_semantic_swin_t": ("57.26", 512),
+    "maskformer/ade20k_semantic_swin_s": ("81.03", 512),
+    "maskformer/ade20k_semantic_swin_b": ("198.32", 640),
+    "maskformer/ade20k_semantic_swin_l": ("378.07", 640),
+}
+QUICK = ("r50", "swin_t")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name.endswith(QUICK) else pytest.mark.slow)
+        for name in BY_FVCORE
+    ],
+)
+def test_fvcores_count_to_the_printed_digit(name):
+    printed, side = BY_FVCORE[name]
+    settings = config.load(CONFIGS.parent / f"{name}.py")
+    flops = analysis.fvcore_flops(systems.build(settings.model), (side, side))
+    assert f"{flops.total / 1e9:.2f}" == printed
+    # MaskFormer's tables leave out five of the six products of queries and mask features.
+    auxiliary = 5 * 100 * 256 * (side // 4) ** 2 if name.startswith("maskformer") else 0
+    assert flops.total - flops.published == auxiliary
+
+
+def test_fvcore_counts_norms_sampling_and_resizes():
+    """Mask2Former R50 at 512 by hand: the frozen norms of R50; 3 + 2 group norms and 12 layer norms
+    in the pixel decoder, 27 + 10 layer norms in the decoder."""
+    settings = config.load(CONFIGS.parent / "mask2former/ade20k_semantic_r50.py")
+    flops = analysis.fvcore_flops(systems.build(settings.model), (512, 512))
+    tokens, queries, fine = 16**2 + 32**2 + 64**2, 100, 128**2
+    # Stem; then of every stage, with its inner width and side: three norms of each block, the
+    # shortcut of the first, and the first norm of the first, which comes before the stride.
+    numbers = 256**2 * 64
+    for blocks, inner, side in ((3, 64, 128), (4, 128, 64), (6, 256, 32), (3, 512, 16)):
+        numbers += side**2 * inner * (blocks * (1 + 1 + 4) + 4)
+        numbers += inner * ((2 * side) ** 2 - side**2) * (inner != 64)
+    groups = tokens * 256 + 2 * fine * 256
+    layers = 12 * tokens * 256 + (27 + 10) * queries * 256
+    assert flops.norms == 2 * numbers + 5 * (groups + layers)
+    assert flops.sampling == 6 * 8 * 3 * 4 * tokens * 32 * 4
+    assert flops.resizes == 4 * (100 * 512**2 + 150 * 512**2 + fine * 256 + 3 * queries * tokens)
+
+
+def test_fvcore_does_not_see_the_logits_of_masked_attention():
+    """Nor the sums of its weights, which are a product in our form alone."""
+    settings = config.load(CONFIGS.parent / "mask2former/shapescapes_tiny.py")
+    system = systems.build(settings.model)
+    macs = analysis.of_system(system, (128, 128)).macs
+    looks = 30 * (4**2 + 8**2 + 16**2)  # of 30 queries in three layers
+    assert macs - analysis.fvcore_flops(system, (128, 128)).products == looks * (64 + 8)
+    settings.model.masked = False
+    system = systems.build(settings.model)
+    macs = analysis.of_system(system, (128, 128)).macs
+    # Without it the tracer's rule still holds: what the last answer needs, and nothing else.
+    assert macs == analysis.fvcore_flops(system, (128, 128)).products
+
+
+def test_fvcores_count_of_another_system_is_refused():
+    system = systems.build(config.load(CONFIGS / "shapescapes_tiny.py").model)
+    with pytest.raises(SegjaxError, match="MaskFormer and Mask2Former only, not of regproxy"):
+        analysis.fvcore_flops(system, (128, 128))

@@ -165,6 +165,16 @@ def test_a_wrong_override_is_one_sentence(file, override, message):
             dict(data=dict(dataset=dict(name="shapescapes", trian=3))),
             "config.data.dataset.trian is not a field; did you mean config.data.dataset.train?",
         ),
+        (
+            dict(augment=dict(flip_pairs=(14, 15))),
+            "config.augment.flip_pairs: 14 is not a pair of class numbers; write"
+            ' "((14, 15), (16, 17))".',
+        ),
+        (
+            dict(augment=dict(flip_pairs=((1, 2),), recipe="large_scale_jitter")),
+            "config.augment.flip_pairs: the recipe large_scale_jitter exchanges no classes; take"
+            " scale_crop.",
+        ),
     ],
 )
 def test_a_wrong_field_is_one_sentence(fields, message):

@@ -29,6 +29,33 @@ def vit_adamw(learning_rate: float = 6e-5) -> dict[str, Any]:
     )
 
 
+# What detectron2's recipes of MaskFormer and Mask2Former exempt from weight decay: norms,
+# embeddings, and Swin's position bias. Biases, and the pixel decoder's level embedding (a bare
+# parameter), ARE decayed.
+SET_NO_DECAY = (
+    r"norm",
+    r"predictor/(query_feat|query_embed|level_embed)$",
+    r"relative_position_bias_table$",
+)
+
+
+def set_adamw(
+    learning_rate: float = 1e-4, weight_decay: float = 0.05, backbone_rate: float = 0.1
+) -> dict[str, Any]:
+    """AdamW as MaskFormer and Mask2Former are trained: gradients clipped to a global norm of 0.01,
+    the backbone at a rate of its own."""
+    return dict(
+        learning_rate=learning_rate,
+        beta1=0.9,
+        beta2=0.999,
+        epsilon=1e-8,
+        weight_decay=weight_decay,
+        no_decay=SET_NO_DECAY,
+        clip_norm=0.01,
+        rates=((r"^backbone/", backbone_rate),),
+    )
+
+
 def poly(power: float = 1.0, warmup_steps: int = 1500) -> dict[str, Any]:
     return dict(
         name="poly", power=power, min_rate=0.0, warmup_steps=warmup_steps, warmup_ratio=1e-6

@@ -58,6 +58,38 @@ class BatchNorm(nn.Module):
         return ((x - batch_mean) * gain + bias).astype(self.dtype)
 
 
+class FrozenBatchNorm(nn.Module):
+    """Batch norm whose statistics and affine map are constants: no gradient, no update
+    (detectron2's default in backbones).
+
+    All four vectors are in the collection "constants", so that no optimizer meets them. Called like
+    `BatchNorm`; `train` changes nothing.
+
+    Attributes:
+        epsilon: added to the variance.
+    """
+
+    epsilon: float = 1e-5
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        channels = x.shape[-1:]
+        scale, bias, mean, var = (
+            jax.lax.stop_gradient(
+                self.variable("constants", name, start, channels, jnp.float32).value
+            )
+            for name, start in (
+                ("scale", jnp.ones),
+                ("bias", jnp.zeros),
+                ("mean", jnp.zeros),
+                ("var", jnp.ones),
+            )
+        )
+        gain = scale * jax.lax.rsqrt(var + self.epsilon)
+        return (x.astype(jnp.float32) * gain + (bias - mean * gain)).astype(self.dtype)
+
+
 class LayerNorm(nn.Module):
     """Flax's LayerNorm with a faster gradient; see `normalisation.layer_norm`."""
 
@@ -91,10 +123,14 @@ class DepthwiseConv(nn.Module):
 
 
 class Conv(nn.Module):
-    """k x k convolution with stride 1 and the zero padding that keeps the size.
+    """k x k convolution with dilation * (k // 2) zeros on every side of the map.
 
-    [B, H, W, c] -> [B, H, W, features]. A 1x1 one is computed as a matrix product: on CPU its
-    gradient takes half the time of the convolution's.
+    [B, H, W, c] -> [B, ceil(H / stride), ceil(W / stride), features] for odd k. A 1x1 one is
+    computed as a matrix product: on CPU its gradient takes half the time of the convolution's.
+
+    Attributes:
+        stride: the padding stays symmetric; XLA's "SAME" would pad an even size only at its end.
+        dilation: pixels between taps.
     """
 
     features: int
@@ -102,20 +138,26 @@ class Conv(nn.Module):
     use_bias: bool = True
     dtype: Dtype = jnp.float32
     kernel_init: nn.initializers.Initializer = he_fan_out
+    stride: int = 1
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        k = self.kernel_size
+        k, s, d = self.kernel_size, self.stride, self.dilation
         shape = (k, k, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
         x = x.astype(self.dtype)
         if k == 1:
-            x = x @ kernel[0, 0]
+            x = x[:, ::s, ::s] @ kernel[0, 0]
         else:
-            dimensions = ("NHWC", "HWIO", "NHWC")
-            pad = (k // 2, k // 2)
+            pad = (d * (k // 2), d * (k // 2))
             x = jax.lax.conv_general_dilated(
-                x, kernel, (1, 1), (pad, pad), dimension_numbers=dimensions
+                x,
+                kernel,
+                (s, s),
+                (pad, pad),
+                rhs_dilation=(d, d),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
         if not self.use_bias:
             return x

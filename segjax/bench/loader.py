@@ -100,9 +100,10 @@ def difference(
     )
 
 
-def torch_batches(dataset: data.Dataset, batch: int, workers: int) -> Any:
+def torch_batches(examples: torch_loader.Examples, batch: int, workers: int) -> Any:
     """Endless batches of a DataLoader. Workers are spawned: JAX has threads, which no fork
     survives."""
+    dataset = torch_loader.Drawn(examples)
     return iter(
         data.DataLoader(
             dataset,

@@ -304,5 +304,5 @@ def _goal(found: Report) -> str:
     if "goal" not in found:
         return ""
     goal = found["goal"]
-    memory = f", {goal['temporary']:g}x less" if goal["temporary"] else ""
-    return f"{goal['time']:g}x{memory}: {'reached' if found['reached'] else 'MISSED'}"
+    memory = f", {goal['temporary']:.3g}x less" if goal["temporary"] else ""
+    return f"{goal['time']:.3g}x{memory}: {'reached' if found['reached'] else 'MISSED'}"

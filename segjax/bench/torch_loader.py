@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -20,22 +20,32 @@ def start_worker(index: int) -> None:
     cv2.setNumThreads(0)
 
 
-class Drawn(data.Dataset):
-    """Draws each worker's chances from torch's seed."""
+class Examples(Protocol):
+    """Training examples by their number, with the chances given."""
 
-    _rng: np.random.Generator | None = None
+    def __len__(self) -> int: ...
+
+    def example(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Image and labels."""
+
+
+class Drawn(data.Dataset):
+    """Examples whose chances each worker draws from torch's seed."""
+
+    def __init__(self, examples: Examples) -> None:
+        self._examples = examples
+        self._rng: np.random.Generator | None = None
+
+    def __len__(self) -> int:
+        return len(self._examples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         if self._rng is None:
             self._rng = np.random.default_rng(torch.initial_seed() % 2**63)
-        return self.example(index, self._rng)
-
-    def example(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Image and labels."""
-        raise NotImplementedError
+        return self._examples.example(index, self._rng)
 
 
-class Augmented(Drawn):
+class Augmented:
     """segjax's dataset with segjax's augmentation."""
 
     def __init__(self, dataset: Sequence[dict[str, Any]], augment: Mapping[str, Any]) -> None:
@@ -52,7 +62,7 @@ class Augmented(Drawn):
         return torch.from_numpy(arrays["image"]), torch.from_numpy(arrays["semantic"])
 
 
-class Photographs(Drawn):
+class Photographs:
     """A folder's photographs (images/*.jpg, masks/*.png) through mmsegmentation 0.17's training
     pipeline, its operations one after another as they stand there."""
 

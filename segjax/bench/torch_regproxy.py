@@ -6,7 +6,8 @@ name. Importing this module needs torch; the rest of `segjax.bench` does not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import cv2
 import numpy as np
@@ -155,7 +156,11 @@ def loss(painted: Tensor, labels: Tensor) -> Tensor:
 
 
 def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, image: Tensor, labels: Tensor
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    image: Tensor,
+    labels: Tensor,
+    loss: Callable[[Any, Tensor], Tensor] = loss,
 ) -> Tensor:
     """One step; the loss."""
     optimizer.zero_grad(set_to_none=True)

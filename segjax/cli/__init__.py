@@ -1,4 +1,7 @@
-"""The command line: `segjax train | eval | predict | import | info | data | bench`. Thin."""
+"""The command line: `segjax train | eval | predict | refine | import | info | data | bench`.
+
+Thin.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ COMMANDS = {
     "train": ("segjax.cli.train", "train a system, or resume a workdir"),
     "eval": ("segjax.cli.eval", "evaluate a workdir"),
     "predict": ("segjax.cli.predict", "label photographs"),
+    "refine": ("segjax.cli.refine", "make coarse masks sharp"),
     "import": ("segjax.cli.import_", "turn a published checkpoint into a workdir"),
     "info": ("segjax.cli.info", "parameters, multiply-adds and memory of a config"),
     "data": ("segjax.cli.data", "check, prepare or show a dataset"),

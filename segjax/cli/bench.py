@@ -10,7 +10,7 @@ import sys
 from segjax import cli
 from segjax.errors import SegjaxError
 
-BENCHMARKS = ("regproxy", "ops")
+BENCHMARKS = ("regproxy", "mask2former", "hssn", "crm", "ops")
 SIZES = ("ti", "s", "b", "l")
 
 
@@ -19,8 +19,11 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="segjax bench",
         description="Times segjax and PyTorch by turns, after comparing their results. regproxy:"
-        " forward pass, training step, whole prediction, painting, loader. ops: every op of"
-        " segjax.ops against its plain form and PyTorch's.",
+        " forward pass, training step, whole prediction, painting, loader. mask2former: forward"
+        " pass, training step, matching, deformable sampling, results, beside transformers. hssn:"
+        " tree losses, DeepLabV3+, OCRNet. crm: whole refinements by CRM and CascadePSP, boundary"
+        " accuracy. ops: every op of segjax.ops against its plain form and"
+        " PyTorch's.",
         allow_abbrev=False,
     )
     parser.add_argument("what", choices=BENCHMARKS)
@@ -39,15 +42,61 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch wants memory too
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its profiler would report start and stop
 
-    from segjax.bench import measure, ops, regproxy, torch_side  # slow to import: after --help
+    # Slow to import: after --help.
+    from segjax.bench import (
+        crm,
+        hssn,
+        mask2former,
+        measure,
+        metrics_contest,
+        ops,
+        ops_sets,
+        regproxy,
+        torch_mask2former,
+        torch_side,
+    )
     from segjax.runtime import setup
 
     setup()
     device = torch_side.setup()
-    side, classes, rounds = (64, 12, 2) if args.quick else (args.side, 150, args.repeats)
+    classes = {"mask2former": 133, "hssn": 19}.get(args.what, 150)
+    side, classes, rounds = (64, 12, 2) if args.quick else (args.side, classes, args.repeats)
     if args.what == "ops":
         narrow = dict(width=32, heads=2) if args.quick else {}
-        contests = ops.contests(ops.Shapes(side, classes, device=device, **narrow))
+        shapes = ops.Shapes(side, classes, device=device, **narrow)
+        contests = [
+            *ops.contests(shapes),
+            *ops_sets.contests(shapes),
+            *metrics_contest.contests(),
+        ]
+    elif args.what == "crm":
+        tiny = dict(size=(72, 100), side=64, large=(300, 450), tiny=True) if args.quick else {}
+        contests = crm.contests(crm.Options(device=device, **tiny))
+    elif args.what == "hssn":
+        tiny = dict(labels=(32, 64), tiny=True) if args.quick else {}
+        contests = hssn.contests(
+            hssn.Options(
+                image=(side // 2, side),
+                batch=args.batch,
+                classes=classes,
+                compile=not (args.quick or args.no_compile),
+                device=device,
+                **tiny,
+            )
+        )
+    elif args.what == "mask2former":
+        torch_mask2former.transformers()
+        tiny = dict(shape=mask2former.TINY, targets=3, room=5, size=(60, 80)) if args.quick else {}
+        contests = mask2former.contests(
+            mask2former.Options(
+                side=side,
+                batch=args.batch,
+                classes=classes,
+                compile=not (args.quick or args.no_compile),
+                device=device,
+                **tiny,
+            )
+        )
     else:
         contests = regproxy.contests(
             regproxy.Options(

@@ -7,7 +7,11 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from segjax.data import check, datasets
+import numpy as np
+
+from segjax.data import check, datasets, hierarchies
+from segjax.data.hierarchies import Hierarchy
+from segjax.data.labels import LabelSpace
 from segjax.errors import SegjaxError
 
 
@@ -18,7 +22,7 @@ def main(argv: list[str]) -> int:
         if overrides:
             raise SegjaxError(f"segjax data check --folder knows no {overrides[0]}.")
         dataset = {"name": "folder", "root": arguments.folder, "names": arguments.names}
-        return _check(dataset, ("train", "validation"), "", None)
+        return _check(dataset, ("train", "validation"), "", None, arguments.tree)
     if not arguments.config:
         raise SegjaxError("segjax data needs --config=FILE (or, for check, --folder=ROOT).")
 
@@ -28,7 +32,8 @@ def main(argv: list[str]) -> int:
     dataset = config.data.dataset.to_dict()
     splits = dict.fromkeys((config.data.train_split, config.data.eval_split))
     if arguments.command == "check":
-        return _check(dataset, splits, config.data.data_dir, config.model.get("classes"))
+        classes = config.model.get("classes")
+        return _check(dataset, splits, config.data.data_dir, classes, arguments.tree)
     if arguments.command == "prepare":
         for split in splits:
             ready = datasets.load(dataset, split, config.data.data_dir)
@@ -57,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
                 "--folder", default="", help="instead: a folder of images/, masks/"
             )
             command.add_argument("--names", default="", help="its file of class names (names.txt)")
+            command.add_argument(
+                "--tree", default="", help="a class tree to check as well: a JSON file"
+            )
         if name == "show":
             command.add_argument("--out", default="sheet.png", help="the picture to write")
             command.add_argument("--count", type=int, default=16, help="number of examples")
@@ -64,9 +72,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(
-    dataset: dict[str, Any], splits: Iterable[str], data_dir: str, classes: int | None
+    dataset: dict[str, Any],
+    splits: Iterable[str],
+    data_dir: str,
+    classes: int | None,
+    tree: str,
 ) -> int:
     faults = []
+    space = datasets.label_space(dataset)
+    try:
+        hierarchy = _hierarchy(tree, space)
+    except SegjaxError as error:
+        hierarchy = None
+        faults.append(str(error))
     for split in splits:
         try:
             report = check.check(datasets.source(dataset, split, data_dir))
@@ -74,8 +92,9 @@ def _check(
             faults.append(str(error))
             continue
         _print(report)
+        if hierarchy is not None:
+            _print_levels(report, hierarchy)
         faults += report.faults
-    space = datasets.label_space(dataset)
     if classes is not None and classes != space.classes:
         faults.append(
             f"config.model.classes is {classes}, but {space.name} has {space.classes} classes; set"
@@ -85,6 +104,13 @@ def _check(
         print(f"fault: {fault}")
     print(f"{len(faults)} fault{'s' * (len(faults) > 1)}." if faults else "No faults.")
     return 1 if faults else 0
+
+
+def _hierarchy(tree: str, space: LabelSpace) -> Hierarchy:
+    """The tree that is named, or the label space's own."""
+    hierarchy = hierarchies.load(tree) if tree else hierarchies.of(space)
+    hierarchies.check_leaves(hierarchy, space)
+    return hierarchy
 
 
 def _print(report: check.Report) -> None:
@@ -113,6 +139,20 @@ def _print(report: check.Report) -> None:
         print(f"note: {report.split}: {hint}")
 
 
+def _print_levels(report: check.Report, hierarchy: Hierarchy) -> None:
+    """The classes of each level above the leaves, and which leaves have no pixel."""
+    total = max(int(report.pixels.sum()), 1)
+    counted = zip(hierarchy.levels, check.level_pixels(report, hierarchy))
+    for number, (names, pixels) in list(enumerate(counted, start=1))[1:]:
+        shares = ", ".join(f"{name} {100 * n / total:.2f} %" for name, n in zip(names, pixels))
+        print(f"level {number}, {len(names)} classes: {shares}")
+    if len(hierarchy.levels) > 1 and report.never_seen:
+        print(
+            f"note: {report.split}: {len(report.never_seen)} of {hierarchy.sizes[0]} leaves of the"
+            f" tree have no pixel: {', '.join(report.never_seen)}."
+        )
+
+
 def _summary(report: check.Report) -> str:
     text = f"{report.examples} examples"
     if report.sizes:
@@ -122,7 +162,7 @@ def _summary(report: check.Report) -> str:
 
 
 def _show(config: Any, out: str, count: int) -> int:
-    from segjax.data import loader, sheet
+    from segjax.data import loader, refinement, sheet
 
     dataset = datasets.load(
         config.data.dataset.to_dict(), config.data.train_split, config.data.data_dir
@@ -132,7 +172,12 @@ def _show(config: Any, out: str, count: int) -> int:
         batch, names = next(batches)
     finally:
         batches.close()
-    picture = sheet.contact_sheet(batch["image"], batch["semantic"], names, dataset.label_space)
+    labels, coarse = batch.get("semantic"), None
+    if "mask" in batch:  # a dataset for refinement: the exact and the coarse mask
+        masks = (batch[name] > refinement.THRESHOLD for name in refinement.MASKS)
+        labels, coarse = (mask.astype(np.int16) for mask in masks)
+    space = dataset.label_space
+    picture = sheet.contact_sheet(batch["image"], labels, names, space, coarse=coarse)
     try:
         picture.save(out)
     except (OSError, ValueError) as error:

@@ -35,20 +35,24 @@ def main(argv: list[str]) -> int:
     from segjax import config as configs
     from segjax import importers, systems
     from segjax.data import datasets
+    from segjax.importers import hf_names
     from segjax.training import checkpoints
 
     config = configs.load(args.config, overrides)
-    system = systems.build(config.model)
+    system = systems.of_config(config)
     space = datasets.label_space(config.data.dataset.to_dict())
     if space.classes != system.classes:
         raise SegjaxError(
             f"config.model.classes: {system.classes}, but {space.name} has {space.classes} classes;"
             " set config.data.dataset to what the checkpoint was trained on."
         )
+    if args.layout == "transformers":
+        space = hf_names.label_space(args.checkpoint, space)
     image = jax.ShapeDtypeStruct((1, *config.augment.crop, 3), jnp.uint8)
     expected = jax.eval_shape(lambda batch: system.init(jax.random.key(0), batch), {"image": image})
     tensors = importers.read(args.checkpoint)
-    variables = importers.to_variables(args.layout, tensors, expected, args.checkpoint)
+    heads = systems.heads(config.model, config.augment.crop)
+    variables = importers.to_variables(args.layout, tensors, expected, args.checkpoint, heads)
 
     # Written beside and moved into place, so that a workdir is whole or absent.
     part = workdir.with_name(f".{workdir.name}.{os.getpid()}")
@@ -58,6 +62,7 @@ def main(argv: list[str]) -> int:
         checkpoints.save_variables(part, variables, step=0, meta=meta)
         configs.save(config, part / "config.json")
         space.save(part / "label_space.json")
+        systems.keep_hierarchy(config, part)
         if workdir.exists():
             workdir.rmdir()
         part.rename(workdir)

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
 
     config = configs.load(args.config, overrides)
     cost = analysis.of_config(config)
-    activations = analysis.activation_bytes(systems.build(config.model), config.augment.crop)
+    activations = analysis.activation_bytes(systems.of_config(config), config.augment.crop)
     if args.json:
         report = dataclasses.asdict(cost) | {
             "activation_bytes_estimate": activations,

@@ -51,7 +51,10 @@ def main(argv: list[str]) -> int:
         usage="segjax predict --workdir=W --image=PHOTO [PHOTO or FOLDER ...] --out=OUT [options]",
         description="Labels photographs of any size and format. For each it writes an overlay with"
         " a legend (OUT), a palette PNG of class numbers (OUT_labels.png), and on request the class"
-        " scores.",
+        " scores. Systems that answer with masks also write what config.eval.tasks asks for:"
+        " OUT_panoptic.png and .json (COCO panoptic), OUT_instances.json (COCO results). Systems"
+        " under a class tree write both pictures for each further level too (OUT_level2.png, ...)."
+        " With --refine everything is sharpened before it is written.",
         epilog="Fields of the saved config can be changed, e.g. --config.eval.flip=True.",
         allow_abbrev=False,
     )
@@ -64,28 +67,61 @@ def main(argv: list[str]) -> int:
         "--scores", action="store_true", help="also write class probabilities as float16 .npz"
     )
     parser.add_argument("--which", default="best", choices=("best", "last"), help="checkpoint")
+    parser.add_argument(
+        "--refine", default="", metavar="W2", help="workdir of a system that makes masks sharp"
+    )
+    parser.add_argument(
+        "--in-box",
+        action="store_true",
+        help="with --refine: each object in its surroundings alone, see segjax refine",
+    )
+    parser.add_argument(
+        "--max-memory", default="", help="with --refine: what the device may hold, e.g. 6GiB"
+    )
     args, rest = parser.parse_known_args(argv)
     overrides = [text for text in rest if text.startswith("--config.")]
     sources = args.image + [text for text in rest if text not in overrides]
     unknown = [text for text in sources if text.startswith("-")]
     if unknown:
         raise SegjaxError(f"{unknown[0]} is not an option of segjax predict; see --help.")
+    if args.scores and args.refine:
+        raise SegjaxError("--scores are not refined; leave out --scores or --refine.")
+    if (args.in_box or args.max_memory) and not args.refine:
+        raise SegjaxError("--in-box and --max-memory are for --refine=W2; name its workdir.")
     jobs = plan(sources, args.out)
 
-    from segjax.data.progress import track  # what is slow to import comes after --help
-    from segjax.inference import predictor
+    from segjax.cli import refine
+    from segjax.data.progress import meter, track  # what is slow to import comes after --help
+    from segjax.inference import predictor, refinement
     from segjax.runtime import setup
 
     setup()
+    memory = refinement.memory(args.max_memory)
     model = predictor.load(args.workdir, args.which, overrides)
+    if hasattr(model, "sharpened"):
+        raise SegjaxError(
+            f"{args.workdir}: its system refines masks; use segjax refine, or name it as --refine"
+            " and a system that labels images as --workdir."
+        )
+    if args.scores and not hasattr(model, "_run"):
+        raise SegjaxError("--scores: this system answers with masks; leave --scores out.")
+    refiner = refine.load(args.refine) if args.refine else None
     faults = 0
     with futures.ThreadPoolExecutor(2) as pool:
         writes: collections.deque[futures.Future[None]] = collections.deque()
-        for job, image in track(_read_ahead(jobs, pool), len(jobs), "labelling"):
+        pictures = _read_ahead(jobs, pool)
+        if refiner is None:
+            pictures = track(pictures, len(jobs), "labelling")
+        for number, (job, image) in enumerate(pictures, 1):
             try:
                 if isinstance(image, SegjaxError):
                     raise image
                 result = model(image)
+                if refiner is not None:
+                    with meter(f"refining {job.source.name} {number}/{len(jobs)}") as progress:
+                        result = refiner.sharpened(
+                            result, in_box=args.in_box, max_memory=memory, progress=progress
+                        )
             except SegjaxError as error:
                 faults += 1
                 print(f"segjax: error: {error}", file=sys.stderr, flush=True)
@@ -174,8 +210,15 @@ def _read(path: Path) -> np.ndarray | SegjaxError:
 def _write(result: Result, job: Job, scores: bool) -> None:
     from segjax.inference import draw
 
+    if hasattr(result, "segment_map"):
+        result.save(job.out)
+        return
     draw.save(result.draw(), job.out)
     result.save_labels(job.labels)
+    for number, level in enumerate(result.levels()[1:], start=2):
+        base = job.out.with_name(f"{job.out.stem}_level{number}{job.out.suffix}")
+        draw.save(level.draw(), base)
+        level.save_labels(Job(job.source, base).labels)
     if scores:
         import numpy as np
 

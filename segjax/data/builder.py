@@ -71,12 +71,21 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
             )
             features["segment_class"] = tfds.features.Sequence(np.int32)
             features["segment_is_crowd"] = tfds.features.Sequence(np.bool_)
+            features["segment_area"] = tfds.features.Sequence(np.float64)
+        metadata = dict(segments=self._source.segments, sizes=self._sizes)
+        if self._source.masks:
+            metadata["masks"] = list(self._source.masks)
+        for mask in self._source.masks:
+            features[mask] = tfds.features.Image(
+                shape=(None, None, 1), dtype=np.uint8, encoding_format="png"
+            )
         return tfds.core.DatasetInfo(
             builder=self,
             description=f"{self._source.dataset}, as segjax reads it: label_space.json lies beside"
-            " the records; the greatest value of `semantic` and of `segments` is unlabelled.",
+            " the records; the greatest value of `semantic` and of `segments` is unlabelled; layers"
+            " of `segments` lie below one another.",
             features=tfds.features.FeaturesDict(features),
-            metadata=tfds.core.MetadataDict(segments=self._source.segments, sizes=self._sizes),
+            metadata=tfds.core.MetadataDict(metadata),
             disable_shuffling=True,
         )
 

@@ -1,6 +1,7 @@
 """Looks through a dataset's files before any training.
 
-Every fault is told by file name, and how often every class occurs. Nothing is prepared or written.
+Every fault is told by file name, and how often every class occurs, on each level of a class tree.
+Nothing is prepared or written.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from concurrent import futures
 import numpy as np
 
 from segjax.data import images
+from segjax.data.hierarchies import Hierarchy
 from segjax.data.labels import LabelSpace
 from segjax.data.prepared import Source
 from segjax.data.progress import track
@@ -108,6 +110,14 @@ def _count(source: Source, index: int, name: str) -> Counts | str:
     labelled = record.semantic[record.semantic != IGNORE]
     counts = np.bincount(labelled, minlength=source.label_space.classes)
     return counts, record.semantic.size - labelled.size, record.size
+
+
+def level_pixels(report: Report, hierarchy: Hierarchy) -> list[np.ndarray]:
+    """Labelled pixels of the classes of each level: int64 [leaves], ..., [classes of the top]."""
+    return [
+        np.array([report.pixels[column == number].sum() for number in range(classes)], np.int64)
+        for column, classes in zip(hierarchy.ancestors.T, hierarchy.sizes)
+    ]
 
 
 def hints(report: Report) -> list[str]:

@@ -21,7 +21,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from segjax.data import transforms
+from segjax.data import set_transforms
 from segjax.data.prepared import Dataset
 from segjax.errors import SegjaxError
 
@@ -85,7 +85,7 @@ def train_batches(
     Args:
         dataset: anything with a length whose items are examples (and which can be pickled, if there
             are workers).
-        augment: the settings of `transforms.train_example`.
+        augment: the settings of `set_transforms.train_example`.
         batch: images of the global batch; a multiple of `process_count`.
         seed: decides order and augmentation.
         start_step: number of the first batch.
@@ -95,8 +95,10 @@ def train_batches(
 
     Returns:
         An iterator of (dict for this process: `image` uint8 [b, h, w, 3], `semantic` int16
-        [b, h, w], `image_size` int32 [b, 2], `valid` bool [b], all True; the b names). It raises
-        SegjaxError for an unreadable example and for a worker that died. Close it after use.
+        [b, h, w], `image_size` int32 [b, 2], `valid` bool [b], all True, and the segments that
+        `augment` asks for, see `set_transforms.batch_shapes`; of the recipe "refine" `coarse_mask`
+        and `mask` uint8 [b, h, w] in place of `semantic`; the b names). It raises SegjaxError for
+        an unreadable example and for a worker that died. Close it after use.
 
     Raises:
         SegjaxError: an empty dataset, or a batch that the processes can't share evenly.
@@ -158,7 +160,10 @@ class _Augment(grain.transforms.RandomMap):
     ) -> dict[str, Any] | SegjaxError:
         if isinstance(element, SegjaxError):
             return element
-        arrays = transforms.train_example(element, self._augment, rng)
+        try:
+            arrays = set_transforms.train_example(element, self._augment, rng)
+        except SegjaxError as error:
+            return error
         return {"arrays": arrays, "name": element["name"]}
 
 

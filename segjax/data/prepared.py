@@ -39,9 +39,14 @@ class Record(NamedTuple):
         image: the bytes of the image file (of any format that `images.read_image` reads).
         size: (height, width) of the image.
         semantic: int16 [H, W] class numbers, IGNORE where unlabelled.
-        segments: int32 [H, W], index into the lists below, -1 for void; None without instances.
+        segments: int32 [H, W], index into the lists below, -1 for void; or [L, H, W], L layers,
+            where instances overlap (each lies in one layer); None without instances.
         segment_class: int [S].
         segment_is_crowd: bool [S].
+        segment_area: float [S], area of each segment in pixels as the dataset states it, which is
+            what panoptic quality and average precision count; () for the pixels drawn.
+        mask: uint8 [H, W], grey, 255 where the object is, of datasets for refinement.
+        coarse_mask: likewise, the mask to be refined.
     """
 
     image: bytes
@@ -50,6 +55,9 @@ class Record(NamedTuple):
     segments: np.ndarray | None = None
     segment_class: Sequence[int] = ()
     segment_is_crowd: Sequence[bool] = ()
+    segment_area: Sequence[float] = ()
+    mask: np.ndarray | None = None
+    coarse_mask: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +73,7 @@ class Source:
         names: lists the examples, e.g. "train/ADE_train_00000001". Raises SegjaxError when there
             are none.
         read: reads an example by its index in `names`. Raises SegjaxError naming the file.
+        masks: which of "mask" and "coarse_mask" the records have.
     """
 
     dataset: str
@@ -74,6 +83,7 @@ class Source:
     segments: bool
     names: Callable[[], Sequence[str]]
     read: Callable[[int], Record]
+    masks: tuple[str, ...] = ()
 
 
 class Dataset:
@@ -81,7 +91,10 @@ class Dataset:
 
     `dataset[i]` is a dict: `image` uint8 [H, W, 3] RGB; `semantic` int16 [H, W], IGNORE where
     unlabelled; `name` str; and for datasets with instances `segments` int32 [H, W] (index into the
-    lists, -1 void), `segment_class` int32 [S], `segment_is_crowd` bool [S].
+    lists, -1 void; [L, H, W] for an image whose instances overlap), `segment_class` int32 [S],
+    `segment_is_crowd` bool [S], `segment_is_thing` bool [S], `segment_area` float64 [S] (pixels,
+    as the dataset states them). Datasets for refinement have `mask` uint8 [H, W], grey, 255 where
+    the object is, and `coarse_mask` alike where they ship one.
 
     Attributes:
         label_space: what the class numbers mean.
@@ -98,6 +111,7 @@ class Dataset:
         self._length = len(source)
         self._sizes = np.array(metadata["sizes"], np.int32).reshape(-1, 2)
         self._has_segments = bool(metadata["segments"])
+        self._masks = tuple(metadata.get("masks", ()))
         self.label_space = LabelSpace.load(self.path / "label_space.json")
         self.fingerprint = "/".join(self.path.parts[-3:])
 
@@ -121,10 +135,26 @@ class Dataset:
             "name": name,
         }
         if self._has_segments:
-            example["segments"] = _read_label_png(stored["segments"], where)
-            example["segment_class"] = np.asarray(stored["segment_class"], np.int32)
-            example["segment_is_crowd"] = np.asarray(stored["segment_is_crowd"], bool)
+            example |= self._segments(stored, example["semantic"].shape, where)
+        for mask in self._masks:
+            example[mask] = _read_png(stored[mask], where)
         return example
+
+    def _segments(self, stored: dict[str, Any], size: Size, where: str) -> dict[str, np.ndarray]:
+        segments = _read_label_png(stored["segments"], where)
+        if len(segments) != size[0]:  # the layers lie below one another
+            segments = segments.reshape(-1, *size)
+        classes = np.asarray(stored["segment_class"], np.int32)
+        areas = stored.get("segment_area")
+        if areas is None:  # a copy older than this field
+            areas = _areas(segments, len(classes))
+        return {
+            "segments": segments,
+            "segment_class": classes,
+            "segment_is_crowd": np.asarray(stored["segment_is_crowd"], bool),
+            "segment_is_thing": np.asarray(self.label_space.is_thing, bool)[classes],
+            "segment_area": np.asarray(areas, np.float64),
+        }
 
     def sizes(self) -> np.ndarray:
         """int32 [N, 2]: (height, width) of every image, without reading any."""
@@ -168,12 +198,14 @@ def prepare_official(
     data_dir: str | os.PathLike[str],
     find: Callable[[], Source],
     manual_dir: str | os.PathLike[str] = "",
+    manual: str = "",
 ) -> Dataset:
     """`prepare(find())`; or, where the default manual directory is gone, the newest existing copy.
 
-    Copies of data that lies elsewhere (see `custom_key`) are not taken for the official one.
+    The default is that of the dataset, or of `manual` where several share their files. Copies of
+    data that lies elsewhere (see `custom_key`) are not taken for the official one.
     """
-    if not manual_dir and not manual_directory(dataset, data_dir).is_dir():
+    if not manual_dir and not manual_directory(manual or dataset, data_dir).is_dir():
         root = directory(data_dir) / f"segjax_{dataset}"
         ready = [
             file
@@ -285,10 +317,23 @@ def _stored(source: Source, index: int, name: str) -> dict[str, Any]:
         "semantic": _label_png(record.semantic, label_depth(source.label_space)),
     }
     if source.segments:
-        example["segments"] = _label_png(record.segments, np.uint16)
+        count = len(record.segment_class)
+        areas = record.segment_area
+        if len(areas) != count:
+            areas = _areas(record.segments, count)
+        layers = record.segments.reshape(-1, record.segments.shape[-1])
+        example["segments"] = _label_png(layers, np.uint16)
         example["segment_class"] = [int(label) for label in record.segment_class]
         example["segment_is_crowd"] = [bool(crowd) for crowd in record.segment_is_crowd]
+        example["segment_area"] = [float(area) for area in areas]
+    for mask in source.masks:
+        example[mask] = images.encode_png(getattr(record, mask))
     return example
+
+
+def _areas(segments: np.ndarray, count: int) -> np.ndarray:
+    """int [count]: pixels drawn of each segment."""
+    return np.bincount((segments + 1).ravel(), minlength=count + 1)[1:]
 
 
 def label_depth(space: LabelSpace) -> type[np.uint8] | type[np.uint16]:
@@ -302,12 +347,18 @@ def _label_png(labels: np.ndarray, depth: type[np.uint8] | type[np.uint16]) -> b
 
 def _read_label_png(data: bytes, name: str) -> np.ndarray:
     """int32 [H, W], -1 where unlabelled."""
-    stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if stored is None:
-        raise SegjaxError(f"{name}: its label map is damaged; delete this prepared copy.")
+    stored = _read_png(data, name)
     labels = stored.astype(np.int32)
     labels[stored == np.iinfo(stored.dtype).max] = -1
     return labels
+
+
+def _read_png(data: bytes, name: str) -> np.ndarray:
+    """uint8 or uint16 [H, W], as stored."""
+    stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if stored is None:
+        raise SegjaxError(f"{name}: its label map is damaged; delete this prepared copy.")
+    return stored
 
 
 def _open(path: Path) -> tuple[Any, dict[str, Any]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -32,3 +33,34 @@ def track(items: Iterable[Item], total: int, text: str) -> Iterator[Item]:
     seconds = time.monotonic() - start
     if seconds >= QUIET_SECONDS:
         print(f"{text}: {total}/{total}, took {seconds:.0f} s", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def meter(text: str) -> Iterator[Callable[[int, int], None]]:
+    """Gives a function to call with (done, total) of work that calls back; shows as `track` does
+    how far it is and how long the rest takes."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True)) as bar:
+            task = bar.add_task(text, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        return
+    start = shown = time.monotonic()
+    first: tuple[float, int] | None = None  # before it, programs are compiled
+
+    def told(done: int, total: int) -> None:
+        nonlocal shown, first
+        now = time.monotonic()
+        first = first or (now, done)
+        if now - shown >= QUIET_SECONDS and first[1] < done < total:
+            shown = now
+            left = (now - first[0]) / (done - first[1]) * (total - done)
+            share = f"{100 * done / total:.0f}%, {left:.0f} s left"
+            print(f"{text}: {share}", file=sys.stderr, flush=True)
+
+    yield told
+    seconds = time.monotonic() - start
+    if seconds >= QUIET_SECONDS:
+        print(f"{text}: took {seconds:.0f} s", file=sys.stderr, flush=True)

@@ -20,6 +20,7 @@ def contact_sheet(
     names: Sequence[str],
     space: LabelSpace,
     columns: int = 4,
+    coarse: np.ndarray | None = None,
 ) -> Image.Image:
     """Draws every image beside its labels, and a legend of the classes that occur.
 
@@ -29,12 +30,14 @@ def contact_sheet(
         names: B captions.
         space: the classes and their colours.
         columns: examples a row.
+        coarse: int [B, H, W], other labels that are drawn to the right of the first.
 
     Returns:
         The sheet, an RGB picture.
     """
     scale = -(-256 // max(batch.shape[1:3]))
-    tiles = [_tile(image, labels, space, scale) for image, labels in zip(batch, semantic)]
+    maps = [semantic] if coarse is None else [semantic, coarse]
+    tiles = [_tile(image, labels, space, scale) for image, *labels in zip(batch, *maps)]
     height, width = tiles[0].shape[:2]
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
@@ -56,15 +59,22 @@ def contact_sheet(
     return sheet
 
 
-def _tile(image: np.ndarray, labels: np.ndarray, space: LabelSpace, scale: int) -> np.ndarray:
-    """Image and overlay side by side, uint8 [scale*H, 2*scale*W, 3]."""
-    image, labels = (_enlarge(array, scale) for array in (image, labels))
+def _tile(
+    image: np.ndarray, maps: Sequence[np.ndarray], space: LabelSpace, scale: int
+) -> np.ndarray:
+    """Image and an overlay of each map side by side, uint8 [scale*H, (1 + M)*scale*W, 3]."""
+    image = _enlarge(image, scale)
+    overlays = [_overlay(image, _enlarge(labels, scale), space) for labels in maps]
+    return np.concatenate([image, *overlays], axis=1)
+
+
+def _overlay(image: np.ndarray, labels: np.ndarray, space: LabelSpace) -> np.ndarray:
     palette = np.array([*space.palette, (0, 0, 0)], np.uint8)
     colour = palette[np.where(labels < 0, len(palette) - 1, labels)]
     overlay = cv2.addWeighted(image, 0.4, colour, 0.6, 0)
     y, x = np.indices(labels.shape)
     overlay[(labels < 0) & ((x + y) % 8 < 2)] = 110
-    return np.concatenate([image, overlay], axis=1)
+    return overlay
 
 
 def _enlarge(array: np.ndarray, scale: int) -> np.ndarray:

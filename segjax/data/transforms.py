@@ -6,12 +6,13 @@ Images are uint8 RGB [H, W, 3] and stay uint8 after every operation, as there; l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 
+from segjax.data import segments
 from segjax.structs import IGNORE, Size
 
 # Resizing ---------------------------------------------------------------------------------------
@@ -155,6 +156,31 @@ def photometric_distortion(image: np.ndarray, rng: np.random.Generator) -> np.nd
     return image
 
 
+# Mirroring --------------------------------------------------------------------------------------
+
+
+def mirror(
+    image: np.ndarray, labels: np.ndarray, pairs: Sequence[tuple[int, int]] = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """Turns image [H, W, 3] and labels [H, W] around their vertical axis, and left into right.
+
+    Args:
+        image: any dtype.
+        labels: int class numbers.
+        pairs: classes that become each other, such as left arm and right arm (LIP's
+            RandomSwapFlip).
+    """
+    return image[:, ::-1], exchange(labels[:, ::-1], pairs)
+
+
+def exchange(classes: np.ndarray, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+    """`classes` int [...] with the two of each pair exchanged."""
+    exchanged = classes.copy() if len(pairs) else classes
+    for one, other in pairs:
+        exchanged[classes == one], exchanged[classes == other] = other, one
+    return exchanged
+
+
 # Together ---------------------------------------------------------------------------------------
 
 
@@ -167,22 +193,31 @@ def train_example(
         example: has `image` uint8 [H, W, 3] and `semantic` int16 [H, W].
         augment: `scale` (long, short) in pixels; `ratio` (low, high), drawn uniformly and
             multiplying the scale; `crop` (height, width); `cat_max_ratio`; `flip`, a probability;
-            `photometric`, a flag.
+            `flip_pairs`, classes that become each other then (may be left out); `photometric`, a
+            flag; and for segments, which follow the class map in everything, `segments`,
+            `max_segments`, `layers` and `keep_empty`.
         rng: the source of all draws.
 
     Returns:
         `image` uint8 [*crop, 3], 0 outside the real pixels; `semantic` int16 [*crop], IGNORE
-        there; `image_size` int32 [2], the extent of real pixels (at the top left).
+        there; `image_size` int32 [2], the extent of real pixels (at the top left); and what
+        `segments.targets` gives.
     """
     image, labels = example["image"], example["semantic"]
+    kind = augment.get("segments", "")
+    layers = segments.layers_of(example, kind)
     crop = tuple(augment["crop"])
     ratio = rng.uniform(*augment["ratio"])
     size = rescaled_size(image.shape[:2], tuple(augment["scale"]), ratio)
     labels = resize_labels(labels, size)
     window = crop_window(labels, crop, augment["cat_max_ratio"], rng)
     image, labels = resize_image(image, size)[window], labels[window]
-    if rng.random() < augment["flip"]:
-        image, labels = image[:, ::-1], labels[:, ::-1]
+    mirrored = rng.random() < augment["flip"]
+    if mirrored:
+        pairs = augment.get("flip_pairs", ())
+        image, labels = mirror(image, labels, pairs)
+        if len(layers):
+            example = {**example, "segment_class": exchange(example["segment_class"], pairs)}
     if augment["photometric"]:
         image = photometric_distortion(np.ascontiguousarray(image), rng)
     rows, columns = labels.shape
@@ -190,8 +225,15 @@ def train_example(
     padded_labels = np.full(crop, IGNORE, np.int16)
     padded_image[:rows, :columns] = image
     padded_labels[:rows, :columns] = labels
-    return {
+    arrays = {
         "image": padded_image,
         "semantic": padded_labels,
         "image_size": np.array((rows, columns), np.int32),
     }
+    if kind == "":
+        return arrays
+    padded_layers = np.full((len(layers), *crop), -1, np.int32)
+    for padded, layer in zip(padded_layers, layers):
+        layer = resize_labels(layer, size)[window]
+        padded[:rows, :columns] = layer[:, ::-1] if mirrored else layer
+    return arrays | segments.targets(padded_layers, padded_labels, example, augment)

@@ -8,7 +8,6 @@ file is ever executed.
 from __future__ import annotations
 
 from segjax.importers.engine import (
-    initialise,
     layouts,
     our_path,
     published_names,
@@ -16,10 +15,19 @@ from segjax.importers.engine import (
     to_variables,
 )
 from segjax.importers.files import Checkpoint, load, read
+from segjax.importers.initialise import (
+    backbone_from_run,
+    initialise,
+    initialise_from_run,
+    initialise_whole,
+)
 
 __all__ = [
     "Checkpoint",
+    "backbone_from_run",
     "initialise",
+    "initialise_from_run",
+    "initialise_whole",
     "layouts",
     "load",
     "our_path",

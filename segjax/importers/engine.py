@@ -6,7 +6,6 @@ import dataclasses
 import fnmatch
 import functools
 import importlib
-import math
 import os
 import pkgutil
 import re
@@ -17,17 +16,19 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from segjax.backbones.vit import resize_position
 from segjax.errors import SegjaxError
-from segjax.importers import files
 from segjax.importers.how import How
-from segjax.structs import Size, Variables
+from segjax.structs import Variables
 
 Path = tuple[str, ...]
 
 
 def to_variables(
-    layout: str, tensors: Mapping[str, np.ndarray], expected: Variables, source: str = ""
+    layout: str,
+    tensors: Mapping[str, np.ndarray],
+    expected: Variables,
+    source: str = "",
+    heads: Collection[str] = (),
 ) -> Variables:
     """Published tensors as variables.
 
@@ -37,23 +38,26 @@ def to_variables(
         expected: variables or their shapes (`jax.eval_shape` of a system's `init`), or a part of
             them; every tensor of the file must belong to it.
         source: where the tensors come from, for messages.
+        heads: paths (with their collection) of the arrays whose shapes follow the number of
+            classes, for messages.
 
     Returns:
         A tree like `expected` of NumPy arrays.
 
     Raises:
         SegjaxError: tensors are missing, not known to the model, or of another shape; all are
-            listed.
+            listed. Where only heads differ, it says how to fine-tune from the file.
     """
-    table = _table(layout)
-    values = _converted(table, table.bare(tensors), flatten_dict(expected), source)
-    return unflatten_dict(values)
+    table = table_of(layout)
+    bare, flat = table.bare(tensors), flatten_dict(expected)
+    _check_heads(table, bare, flat, heads, source)
+    return unflatten_dict(converted(table, bare, flat, source))
 
 
 def to_published(layout: str, variables: Variables) -> dict[str, np.ndarray]:
     """Variables, or any tree like them or a part of them (gradients, statistics), under the names
     and in the shapes of the published file."""
-    table = _table(layout)
+    table = table_of(layout)
     flat = flatten_dict(variables)
     published = {}
     for source in table.sources(flat).values():
@@ -64,7 +68,7 @@ def to_published(layout: str, variables: Variables) -> dict[str, np.ndarray]:
 
 def published_names(layout: str, variables: Variables) -> dict[str, tuple[str, ...]]:
     """Our path with its collection -> the published names that it comes from."""
-    sources = _table(layout).sources(flatten_dict(variables))
+    sources = table_of(layout).sources(flatten_dict(variables))
     return {"/".join(path): source.names for path, source in sources.items()}
 
 
@@ -74,7 +78,7 @@ def our_path(layout: str, name: str) -> str | None:
     Raises:
         SegjaxError: the layout has no such name.
     """
-    table = _table(layout)
+    table = table_of(layout)
     (bare,) = table.bare({name: None})
     for rule in table.rules:
         if (path := rule.ours_of(bare)) is not None:
@@ -82,61 +86,6 @@ def our_path(layout: str, name: str) -> str | None:
     if table.drops(bare):
         return None
     raise SegjaxError(f"{name} is not a tensor of the layout {layout}.")
-
-
-def initialise(
-    layout: str,
-    path: str | os.PathLike[str],
-    variables: Variables,
-    grid: Size | None = None,
-) -> Variables:
-    """Freshly initialised variables with the backbone of a pretrained file.
-
-    The file's heads are dropped and ours stay as they are; the position embedding is resized to the
-    model's grid (bicubic, as the official recipes do).
-
-    Args:
-        layout: a module of this package, e.g. "timm".
-        path: see `files.load`.
-        variables: of a system with a `backbone`; arrays keep their place and sharding.
-        grid: (rows, columns) of the model's position embedding; None means a square one.
-
-    Raises:
-        SegjaxError: the file doesn't fit the backbone.
-    """
-    table = _table(layout)
-    tensors = table.bare(files.read(path))
-    flat = flatten_dict(variables)
-    backbone = {key: leaf for key, leaf in flat.items() if key[:2] == ("params", "backbone")}
-    if not backbone:
-        raise SegjaxError("config.init: this system has no backbone that a file could initialise.")
-    # What the file holds besides the backbone: its own head.
-    for name in [*tensors]:
-        ours = [rule.ours_of(name) for rule in table.rules]
-        if any(ours) and not any(path and path.startswith("backbone/") for path in ours):
-            del tensors[name]
-
-    dist = table.published_name("backbone/dist_token")
-    position = table.published_name("backbone/pos_embed")
-    distilled = ("params", "backbone", "dist_token") in backbone
-    if dist is not None and (dist in tensors) != distilled:
-        raise SegjaxError(
-            f"{path}: it has {'a' if dist in tensors else 'no'} distillation token ({dist}); set "
-            f"config.model.distilled={dist in tensors}."
-        )
-    key = ("params", "backbone", "pos_embed")
-    extra = 2 if distilled else 1
-    old_grid = new_grid = None
-    if key in backbone and position in tensors and tensors[position].ndim == 3:
-        stored = tensors[position].shape
-        old_grid = _square(stored[1] - extra, f"{path}: {position}")
-        new_grid = grid or _square(backbone[key].shape[1] - extra, "the model's pos_embed")
-        shape = (1, stored[1], backbone[key].shape[2])
-        backbone[key] = jax.ShapeDtypeStruct(shape, backbone[key].dtype)
-    values = _converted(table, tensors, backbone, str(path))
-    if old_grid != new_grid:
-        values[key] = np.asarray(resize_position(values[key], old_grid, new_grid, extra))
-    return unflatten_dict({key: _placed(values.get(key), leaf) for key, leaf in flat.items()})
 
 
 def layouts() -> list[str]:
@@ -160,7 +109,7 @@ class Source:
 
     def to_ours(self, tensors: Sequence[np.ndarray], like: Any) -> np.ndarray:
         tensor = tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
-        return np.ascontiguousarray(self.how.to_ours(self.leaf, tensor, like.shape), like.dtype)
+        return np.asarray(self.how.to_ours(self.leaf, tensor, like.shape), like.dtype, order="C")
 
     def to_published(self, array: Any) -> list[Any]:
         tensor = self.how.to_published(self.leaf, array)
@@ -226,19 +175,28 @@ class Table:
     rules: tuple[Rule, ...]
     dropped: tuple[str, ...]
     prefixes: tuple[str, ...]
+    fresh: tuple[str, ...]
+    renames: tuple[tuple[str, str], ...]
 
     def bare(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """The tensors without the prefixes that wrappers put before their names."""
+        """The tensors without the prefixes that wrappers put before their names, and under the
+        names that the table knows where code and files have changed them."""
 
         def strip(name: str) -> str:
             for prefix in ("module.", *self.prefixes):
                 name = name.removeprefix(prefix)
+            for old, new in self.renames:
+                name = re.sub(old, new, name)
             return name
 
         return {strip(name): tensor for name, tensor in tensors.items()}
 
     def drops(self, name: str) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.dropped)
+
+    def starts_fresh(self, ours: str) -> bool:
+        """Whether a pretrained file may lack what lies at this path."""
+        return any(fnmatch.fnmatchcase(ours, pattern) for pattern in self.fresh)
 
     def published_name(self, ours: str) -> str | None:
         """The published name of a path that has no placeholder."""
@@ -273,7 +231,7 @@ class Table:
 
 
 @functools.cache
-def _table(layout: str) -> Table:
+def table_of(layout: str) -> Table:
     if layout not in layouts():
         raise SegjaxError(
             f"--layout: there is no layout '{layout}'; there are {', '.join(layouts())}."
@@ -282,14 +240,21 @@ def _table(layout: str) -> Table:
     rules = tuple(
         Rule((names,) if isinstance(names, str) else names, *rest) for names, *rest in module.RULES
     )
-    return Table(layout, rules, module.DROPPED, getattr(module, "PREFIXES", ()))
+    return Table(
+        layout,
+        rules,
+        module.DROPPED,
+        prefixes=getattr(module, "PREFIXES", ()),
+        fresh=getattr(module, "FRESH", ()),
+        renames=getattr(module, "RENAMES", ()),
+    )
 
 
 # --------------------------------------------------------------------------------------------------
 # Steps
 
 
-def _converted(
+def converted(
     table: Table, tensors: Mapping[str, np.ndarray], expected: Mapping[Path, Any], origin: str
 ) -> dict[Path, np.ndarray]:
     """All expected arrays, or one error that lists all that doesn't fit."""
@@ -309,6 +274,46 @@ def _converted(
         path: source.to_ours([tensors[name] for name in source.names], expected[path])
         for path, source in sources.items()
     }
+
+
+def misfits(source: Source, tensors: Mapping[str, np.ndarray], like: Any) -> list[str]:
+    """The published names of one of our arrays that the file lacks or has in another shape."""
+    return [
+        name
+        for name, shape in zip(source.names, source.shapes(like), strict=True)
+        if name not in tensors or tensors[name].shape != shape
+    ]
+
+
+def _check_heads(
+    table: Table,
+    tensors: Mapping[str, np.ndarray],
+    expected: Mapping[Path, Any],
+    heads: Collection[str],
+    origin: str,
+) -> None:
+    """A file that fits but for its heads was made for other classes or another task."""
+    sources = table.sources(expected)
+    wrong = {
+        path: names
+        for path, source in sources.items()
+        if (names := misfits(source, tensors, expected[path]))
+    }
+    if not wrong or not all("/".join(path) in heads for path in wrong):
+        return
+    lines = [
+        f"  {name} {tensors[name].shape}, the model needs"
+        f" {dict(zip(sources[path].names, sources[path].shapes(expected[path])))[name]}"
+        for path, names in wrong.items()
+        for name in names
+        if name in tensors
+    ]
+    raise SegjaxError(
+        f"{origin or 'the checkpoint'}: only its heads differ from this model, so it was made for"
+        " another task or other classes; take the config of its own dataset, or fine-tune from it"
+        f" with --config.init.layout={table.layout} --config.init.checkpoint={origin or '...'}"
+        " --config.init.part=model, which trains these heads afresh:\n" + "\n".join(lines)
+    )
 
 
 def _faults(
@@ -333,19 +338,3 @@ def _faults(
         if name not in used and not table.drops(name):
             yield f"  extra      {name} {tensor.shape}"
     yield from misshaped
-
-
-def _square(tokens: int, what: str) -> Size:
-    side = math.isqrt(max(tokens, 0))
-    if side * side != tokens or not side:
-        raise SegjaxError(
-            f"{what} holds {tokens} positions, which is no square grid; take a file with one."
-        )
-    return side, side
-
-
-def _placed(value: np.ndarray | None, leaf: Any) -> Any:
-    """The new value where the old one lies; the old one if there is no new one."""
-    if value is None:
-        return leaf
-    return jax.device_put(value, leaf.sharding) if isinstance(leaf, jax.Array) else value

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,8 +42,9 @@ def load(path: str | PathLike[str]) -> Checkpoint:
     """Reads a published checkpoint.
 
     Args:
-        path: a .safetensors file or a folder of them, a .pth, .pt or .bin file of torch, or .npz.
-            Tensors under "state_dict" or "model" are found.
+        path: a .safetensors file or a folder of them, a .pth, .pt or .bin file of torch, .npz, or a
+            .pkl file of detectron2's kind: a pickle of arrays. Tensors under "state_dict" or
+            "model" are found.
 
     Raises:
         SegjaxError: the file is missing, damaged, of another kind, or holds objects that would have
@@ -58,10 +61,12 @@ def load(path: str | PathLike[str]) -> Checkpoint:
         content, meta = _load_npz(path), {}
     elif path.suffix in TORCH_SUFFIXES:
         content, meta = _load_torch(path)
+    elif path.suffix == ".pkl":
+        content, meta = _load_pickle(path)
     else:
         raise SegjaxError(
-            f"{path}: a checkpoint is a .safetensors, .npz, {', '.join(TORCH_SUFFIXES)} file or a"
-            " folder of .safetensors."
+            f"{path}: a checkpoint is a .safetensors, .npz, .pkl, {', '.join(TORCH_SUFFIXES)} file"
+            " or a folder of .safetensors."
         )
     tensors = {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
     if not tensors:
@@ -109,12 +114,7 @@ def _load_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _load_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    try:
-        import torch
-    except ImportError:
-        raise SegjaxError(
-            f"{path}: reading it needs torch; pip install 'segjax[torch]' (a CPU build is enough)."
-        ) from None
+    torch = _torch(path)
     try:
         with _numpy_values_allowed(torch), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -123,23 +123,103 @@ def _load_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         wanted = re.search(r"global:? (?:global )?([\w.]+)", str(error), re.IGNORECASE)
         if wanted is None:
             raise _damaged(path, error) from None
-        raise SegjaxError(
-            f"{path}: besides tensors it holds {wanted[1]}, which is not loaded because that would "
-            "execute code from the file; save its tensors alone, with torch or as .safetensors."
-        ) from None
+        raise _refused(path, wanted[1]) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
         raise _damaged(path, error) from None
     meta = content.get("meta") if isinstance(content, Mapping) else None
+    tensors = {
+        name: _to_numpy(value)
+        for name, value in _innermost(path, content).items()
+        if isinstance(value, torch.Tensor)
+    }
+    return tensors, meta if isinstance(meta, dict) else {}
+
+
+def _load_pickle(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    try:
+        with path.open("rb") as file:
+            content = _ArrayUnpickler(file, path).load()
+    except SegjaxError:
+        raise
+    except Exception as error:  # a damaged pickle is a wrong program: anything may go wrong
+        raise _damaged(path, error) from None
+    meta = {}
+    if isinstance(content, Mapping):
+        meta = {key: x for key, x in content.items() if isinstance(x, (str, bool, int, float))}
+    tensors = {
+        name: value
+        for name, value in _innermost(path, content).items()
+        if isinstance(value, np.ndarray) and not value.dtype.hasobject
+    }
+    return tensors, meta
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Makes plain values and NumPy arrays, also of torch tensors; whatever else a pickle asks for,
+    and so could be called, is refused.
+
+    What it hands out is either built in or made anew, so that a file can't alter it for others.
+    """
+
+    def __init__(self, file: io.BufferedReader, path: Path) -> None:
+        super().__init__(file, encoding="latin1")  # of strings that Python 2 wrote
+        self.path = path
+
+    def find_class(self, module: str, name: str) -> Any:
+        wanted = f"{module}.{name}".replace("numpy.core.", "numpy._core.")
+        makers = {
+            "numpy.ndarray": np.ndarray,
+            "numpy.dtype": np.dtype,
+            "numpy._core.multiarray._reconstruct": np._core.multiarray._reconstruct,
+            "numpy._core.multiarray.scalar": np._core.multiarray.scalar,
+            "numpy._core.numeric._frombuffer": _from_buffer,
+            "collections.OrderedDict": OrderedDict,
+            "_codecs.encode": _latin1,
+            "torch._utils._rebuild_tensor_v2": self.tensor,
+            "torch.storage._load_from_bytes": self.storage,
+        }
+        if wanted not in makers:
+            raise _refused(self.path, f"{module}.{name}")
+        maker = makers[wanted]
+        return maker if isinstance(maker, (type, type(len))) else _fresh(maker)
+
+    def tensor(self, *args: Any) -> np.ndarray:
+        return _to_numpy(_torch(self.path)._utils._rebuild_tensor_v2(*args))
+
+    def storage(self, content: bytes) -> Any:
+        """torch would take these bytes for a pickle of any kind."""
+        torch = _torch(self.path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _fresh(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args: function(*args)
+
+
+def _from_buffer(buffer: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+    """How arrays are written by pickle's protocol 5."""
+    return np.frombuffer(buffer, np.dtype(dtype)).reshape(shape, order=order)
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """How bytes are written by pickle's old protocols; other encodings would be looked for among
+    the modules that can be imported."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes as {encoding}")
+    return text.encode(encoding)
+
+
+def _innermost(path: Path, content: Any) -> Mapping[str, Any]:
+    """The dict of tensors within what training frameworks put around it."""
     while isinstance(content, Mapping) and (key := next((k for k in NESTED if k in content), "")):
         if not isinstance(content[key], Mapping):
             break
         content = content[key]
     if not isinstance(content, Mapping):
         raise SegjaxError(f"{path}: it holds a {type(content).__name__}, not named tensors.")
-    tensors = {
-        name: _to_numpy(value) for name, value in content.items() if isinstance(value, torch.Tensor)
-    }
-    return tensors, meta if isinstance(meta, dict) else {}
+    return content
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:
@@ -160,6 +240,23 @@ def _numpy_values_allowed(torch: Any) -> contextlib.AbstractContextManager[None]
         yield from {type(np.dtype(code)) for code in "?bhilqBHILQefd"}
 
     return torch.serialization.safe_globals(list(allowed()))
+
+
+def _torch(path: Path) -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise SegjaxError(
+            f"{path}: reading it needs torch; pip install 'segjax[torch]' (a CPU build is enough)."
+        ) from None
+    return torch
+
+
+def _refused(path: Path, what: str) -> SegjaxError:
+    return SegjaxError(
+        f"{path}: besides tensors it holds {what}, which is not loaded because that would "
+        "execute code from the file; save its tensors alone, with torch or as .safetensors."
+    )
 
 
 def _damaged(path: Path, error: Exception) -> SegjaxError:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 Array = Any
 Shape = tuple[int, ...]
 
@@ -34,6 +36,15 @@ def _kernel(to_ours: Callable[[Array], Array], to_published: Callable[[Array], A
     )
 
 
+IMAGE_CHANNELS = 3
+
+
+def _with_zero_channels(x: Array, shape: Shape) -> Array:
+    """OIHW of IMAGE_CHANNELS inputs -> HWIO of as many as `shape` says, the further ones 0."""
+    x = x.transpose(2, 3, 1, 0)
+    return np.pad(x, [(0, 0), (0, 0), (0, shape[2] - x.shape[2]), (0, 0)])
+
+
 # The tensor itself.
 same = _as_is({})
 # Layer and group norm.
@@ -44,6 +55,13 @@ batch_norm = _as_is(
 )
 # Convolutions: OIHW <-> HWIO. A depthwise one is (C, 1, h, w) <-> (h, w, 1, C).
 conv = _kernel(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
+# The first convolution of a network of images where ours sees further channels, masks and such:
+# they begin at zero, and the file never has them.
+image_conv = How(
+    {"weight": "kernel"},
+    lambda leaf, x, shape: _with_zero_channels(x, shape),
+    lambda leaf, x: x[:, :, :IMAGE_CHANNELS].transpose(3, 2, 0, 1),
+)
 # 1x1 convolutions that are matrices here: (out, in, 1, 1) <-> (in, out).
 pointwise = _kernel(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])
 # Linear layers: (out, in) <-> (in, out), or (in, 3, heads, size) for fused queries, keys, values.

@@ -2,7 +2,8 @@
 
 Which images go together is planned from the stored sizes, the same on every process; a process
 decodes only its own. Scores stay on the device that made them, and of each image only twelve
-integers per class are kept, there too, until the end. `Details` show where a system fails: the
+integers per class are kept, there too, until the end. Where the classes have a tree, a confusion
+matrix is kept besides, from which every level is scored. `Details` show where a system fails: the
 confusion matrix, the score of every image, and the worst and the best of them.
 """
 
@@ -22,13 +23,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from segjax.data import hierarchies
+from segjax.data.hierarchies import Hierarchy
 from segjax.data.labels import LabelSpace
 from segjax.data.progress import track
 from segjax.errors import SegjaxError
 from segjax.inference import windows
 from segjax.inference.runner import Plan, Runner, Windows, windows_of
 from segjax.inference.windows import Settings
-from segjax.metrics import confusion
+from segjax.metrics import confusion, levels
 from segjax.structs import IGNORE, Array, Size, System, Variables
 
 Metrics = dict[str, Any]
@@ -128,6 +131,7 @@ def evaluate(
     pictures: int = 0,
     details: bool = False,
     extremes: int = 6,
+    hierarchy: Hierarchy | None = None,
 ) -> Metrics:
     """Mean IoU and accuracies of a system, as mmsegmentation measures them.
 
@@ -141,14 +145,18 @@ def evaluate(
         pictures: how many examples to return, spread over the dataset.
         details: whether to return `Details` too; pixels are then counted a second time.
         extremes: how many of the worst and of the best images these hold.
+        hierarchy: the tree above the classes; None for that of the label space. With one, pixels
+            are counted a second time too.
 
     Returns:
         mIoU, mAcc, aAcc and `classes` as `confusion.summary` gives them, and `images`, their
-        number. With `pictures`, also `pictures`: a list of `Picture` (empty but on process 0). With
-        `details`, also `details`.
+        number. Where the classes have a tree of two or more levels, also `mIoU^1` (of the leaves),
+        `mIoU^2`, ... and `levels`, see `levels.summary`. With `pictures`, also `pictures`: a list
+        of `Picture` (empty but on process 0). With `details`, also `details`.
 
     Raises:
-        SegjaxError: settings that can't be, another number of classes, or an unreadable example.
+        SegjaxError: settings that can't be, another number of classes, a tree of other classes, or
+            an unreadable example.
     """
     settings = Settings.of(settings)
     space = dataset.label_space
@@ -159,12 +167,16 @@ def evaluate(
             f"config.model.classes is {system.classes}, but {space.name} has {space.classes}"
             " classes; evaluate on the dataset that the model was trained for."
         )
+    hierarchy = hierarchies.of(space) if hierarchy is None else hierarchy
+    hierarchies.check_leaves(hierarchy, space)
+    has_tree = len(hierarchy.levels) > 1
     runner = Runner(system, variables, settings, mesh, regions=pictures > 0)
     groups = plan_groups(dataset.sizes(), runner)
     wanted = _spread(groups, runner, pictures)
     drawn: list[Picture] = []
     judge = _Judge(runner, len(dataset), extremes) if details else None
     total = runner.zero_areas()
+    pairs = runner.zero_pairs() if details or has_tree else None
     last: Array | None = None
     batches = _loaded(groups, dataset, runner)
     if progress is not None and jax.process_index() == 0:
@@ -188,15 +200,22 @@ def evaluate(
                         centres=runner.token_centres(group.plans[row]),
                     )
                 )
-        if judge is not None:
-            judge.take(group, examples, labels, semantic)
+        if pairs is not None:
+            pairs, of_images = runner.count_pairs(pairs, labels, semantic)
+            if judge is not None:
+                judge.take(group, examples, labels, of_images)
     areas = confusion.to_host(runner.fetch(total))
     metrics = confusion.summary(areas, space.names)
     metrics["images"] = len(dataset)
     if pictures:
         metrics["pictures"] = drawn
+    if pairs is None:
+        return metrics
+    matrix = confusion.to_host(runner.fetch(pairs))
+    if has_tree:
+        metrics |= levels.summary(matrix, hierarchy.ancestors, hierarchy.levels)
     if judge is not None:
-        metrics["details"] = judge.details()
+        metrics["details"] = judge.details(matrix)
     return metrics
 
 
@@ -305,7 +324,6 @@ class _Judge:
 
     def __init__(self, runner: Runner, images: int, extremes: int) -> None:
         self._runner, self._keep = runner, extremes
-        self._total = runner.zero_pairs()
         self._iou, self._accuracy = np.full((2, images), np.nan)
         self._worst: list[tuple[tuple[float, int], Judged]] = []
         self._best: list[tuple[tuple[float, int], Judged]] = []
@@ -313,23 +331,22 @@ class _Judge:
         self._before: tuple[Group, dict[int, _Example], Array, Array] | None = None
 
     def take(
-        self, group: Group, examples: dict[int, _Example], labels: Array, semantic: Array
+        self, group: Group, examples: dict[int, _Example], labels: Array, areas: Array
     ) -> None:
-        """Counts a group, and looks at the one before."""
-        self._total, areas = self._runner.count_pairs(self._total, labels, semantic)
+        """Remembers a group with the areas of its images, and looks at the one before."""
         before, self._before = self._before, (group, examples, labels, areas)
         if before is not None:
             self._look(*before)
 
-    def details(self) -> Details:
-        """What was gathered; takes no more."""
+    def details(self, pairs: np.ndarray) -> Details:
+        """What was gathered, with the confusion matrix of all; takes no more."""
         if self._before is not None:
             self._look(*self._before)
             self._before = None
         # With few images, the same would be among the worst and among the best.
         worst, best = self._worst[: -(-self._seen // 2)], self._best[: self._seen // 2]
         return Details(
-            pairs=confusion.to_host(self._runner.fetch(self._total)),
+            pairs=pairs,
             iou=self._iou,
             accuracy=self._accuracy,
             worst=[judged for _, judged in worst],
@@ -366,12 +383,12 @@ class _Judge:
 # Reports
 
 
-def table(metrics: Metrics) -> Any:
+def table(metrics: Metrics, title: str) -> Any:
     """The figures per class, a `rich` table."""
     from rich.markup import escape
     from rich.table import Table
 
-    rows = Table(title=f"{metrics['images']} images")
+    rows = Table(title=title)
     rows.add_column("", justify="right", style="dim")
     rows.add_column("class")
     for name in ("IoU", "Acc", "labelled pixels"):
@@ -386,19 +403,21 @@ def table(metrics: Metrics) -> Any:
 
 
 def print_table(metrics: Metrics) -> None:
-    """Prints the figures per class and a line with the means."""
+    """Prints the figures per class, those of the levels above, and a line with the means."""
     from rich.console import Console
 
-    Console().print(table(metrics))
+    console = Console()
+    console.print(table(metrics, f"{metrics['images']} images"))
+    for level in metrics.get("levels", ()):
+        console.print(table(level, f"level {level['level']}"))
     print(summary_line(metrics))
 
 
 def summary_line(metrics: Metrics) -> str:
     """The figures in one line."""
-    return (
-        f"mIoU {metrics['mIoU']:.2f}  mAcc {metrics['mAcc']:.2f}  aAcc {metrics['aAcc']:.2f}"
-        f"  ({metrics['images']} images)"
-    )
+    above = [f"mIoU^{level['level']}" for level in metrics.get("levels", ())]
+    shown = [f"{name} {metrics[name]:.2f}" for name in ("mIoU", *above, "mAcc", "aAcc")]
+    return f"{'  '.join(shown)}  ({metrics['images']} images)"
 
 
 def write_metrics(metrics: Metrics, path: str | os.PathLike[str]) -> None:

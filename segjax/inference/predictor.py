@@ -14,32 +14,43 @@ import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from PIL import Image, ImageOps
 
+from segjax.data import hierarchies
+from segjax.data.hierarchies import Hierarchy
 from segjax.data.images import read_image
 from segjax.data.labels import LabelSpace
 from segjax.errors import SegjaxError
-from segjax.inference import draw, windows
+from segjax.inference import draw, mask_runner, refinement, windows
 from segjax.inference.runner import Plan, Runner, Scores, one_device, windows_of
 from segjax.inference.windows import Settings
 from segjax.structs import System, Variables
+
+if TYPE_CHECKING:
+    from segjax.inference.mask_predictor import MaskPredictor
+    from segjax.inference.refiner import Refiner
 
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
 
 def load(
     workdir: str | os.PathLike[str], which: str = "best", overrides: Sequence[str] = ()
-) -> Predictor:
+) -> Predictor | MaskPredictor | Refiner:
     """The model of a workdir that training or importing made.
 
     Args:
-        workdir: needs config.json, label_space.json and a checkpoint, and nothing else.
+        workdir: needs config.json, label_space.json and a checkpoint, and nothing else (a system
+            that sharpens masks not even the second).
         which: "best" or "last"; where there is only one, that one.
         overrides: changes to the saved config, e.g. ["--config.eval.flip=True"].
+
+    Returns:
+        A `Predictor`; a `MaskPredictor` for a system that answers with masks; a `Refiner` for one
+        that sharpens them.
 
     Raises:
         SegjaxError: something is missing in the workdir or damaged.
@@ -55,15 +66,25 @@ def load(
             " import."
         )
     config = configs.load(workdir / "config.json", overrides)
+    system = systems.of_config(config, workdir)
+    if refinement.is_refiner(system):
+        from segjax.inference.refiner import Refiner
+
+        variables, step, _ = checkpoints.load_variables(workdir, which)
+        return Refiner(system, variables, step)
     space = LabelSpace.load(workdir / "label_space.json")
-    system = systems.build(config.model)
     if space.classes != system.classes:
         raise SegjaxError(
             f"{workdir}: label_space.json has {space.classes} classes, but config.model.classes is"
             f" {system.classes}; restore the file that was written with the checkpoint."
         )
     variables, step, _ = checkpoints.load_variables(workdir, which)
-    return Predictor(system, variables, space, config.eval, step)
+    if mask_runner.answers_with_masks(system):
+        from segjax.inference.mask_predictor import MaskPredictor
+
+        return MaskPredictor(system, variables, space, config.eval, step)
+    hierarchy = systems.hierarchy_of(config, workdir) if config.hierarchy.tree else None
+    return Predictor(system, variables, space, config.eval, step, hierarchy)
 
 
 class Predictor:
@@ -73,6 +94,7 @@ class Predictor:
         label_space: what the class numbers mean.
         settings: how it infers.
         step: of the checkpoint.
+        hierarchy: the class tree that it was trained with, or None.
     """
 
     def __init__(
@@ -82,8 +104,10 @@ class Predictor:
         label_space: LabelSpace,
         settings: Settings | Mapping[str, Any],
         step: int = 0,
+        hierarchy: Hierarchy | None = None,
     ) -> None:
         self.label_space, self.settings, self.step = label_space, Settings.of(settings), step
+        self.hierarchy = hierarchy
         self._runner = Runner(system, variables, self.settings, one_device(), regions=True)
 
     def __call__(self, picture: Picture) -> Result:
@@ -150,6 +174,32 @@ class Result:
         with _enough_memory(self.image):
             scores = self._predictor._run(self.image, self._plan)
             return runner.one_scores(scores, self._plan, "probabilities", dtype)
+
+    def levels(self) -> list[Result]:
+        """The same picture labelled on each level of the model's class tree, the leaves first; this
+        one alone without a tree. Levels never contradict each other."""
+        tree = self._predictor.hierarchy
+        if tree is None:
+            return [self]
+        results = [self]
+        for level in range(1, len(tree.levels)):
+            space = hierarchies.level_space(tree, self.label_space, level)
+            labels = tree.ancestors[:, level].astype(self.labels.dtype)[self.labels]
+            results.append(dataclasses.replace(self, labels=labels, label_space=space))
+        return results
+
+    def node_scores(self, dtype: str = "float32") -> np.ndarray:
+        """[H, W, V] scores of all nodes of the class tree, level by level, computed anew: a class
+        never scores above the one it belongs to.
+
+        Raises:
+            SegjaxError: the model has no tree.
+        """
+        if self._predictor.hierarchy is None:
+            raise SegjaxError("this model was trained without a class tree; it has no node scores.")
+        with _enough_memory(self.image):
+            scores = self._predictor._run(self.image, self._plan)
+            return self._predictor._runner.one_scores(scores, self._plan, "nodes", dtype)
 
     def regions(self) -> np.ndarray | None:
         """int32 [H, W], which learned region a pixel belongs to; None for systems without any."""

@@ -327,18 +327,21 @@ class Runner:
         Args:
             scores: of the group.
             plan: of the image.
-            what: "scores" or "probabilities", see `ops.assembly`.
+            what: "scores" or "probabilities", or "nodes" of a system with a decision of its own;
+                see `ops.assembly`.
             dtype: of the result.
         """
         height, width = original_size(plan)
         padded = output_size((height, width))
         inputs = self.assembly_inputs({0: plan}, padded, 1)
         tiles = padded[0] // assembly.ROW_TILE
-        strip = 4 * assembly.ROW_TILE * padded[1] * self.system.classes
+        said = self._said(plan[0].window)
+        channels = said.scores.shape[-1] if what == "nodes" else self.system.classes
+        strip = 4 * assembly.ROW_TILE * padded[1] * channels
         most = max(STRIP_BYTES // strip, 1)
         step = max(n for n in range(1, min(tiles, most) + 1) if tiles % n == 0)
         assemble = self._assemble(what, plan)
-        result = np.empty((height, width, self.system.classes), dtype)
+        result = np.empty((height, width, channels), dtype)
         for first in range(0, tiles, step):
             part = [
                 (jax.tree.map(lambda x: x[:, first : first + step], rows), columns)  # noqa: B023
@@ -425,7 +428,8 @@ class Runner:
         return token_centres(copy, (h // region[0], w // region[1]))
 
     def _assemble(self, what: str, plan: Plan) -> Callable[..., Any]:
-        return _compiled_assembly(what, self.mesh, self._split, layout(plan))
+        decision = self._said(plan[0].window).decision
+        return _compiled_assembly(what, self.mesh, self._split, layout(plan), decision)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -454,7 +458,11 @@ def _said(
 
 @functools.lru_cache(maxsize=256)
 def _compiled_assembly(
-    what: str, mesh: Mesh, split: NamedSharding, places: tuple
+    what: str,
+    mesh: Mesh,
+    split: NamedSharding,
+    places: tuple,
+    decision: assembly.Decision | None,
 ) -> Callable[..., Any]:
     def copies(calls: list[list[Array]], inputs: list) -> list[assembly.Copy]:
         images = inputs[0][0].indices.shape[0]  # of this device
@@ -472,10 +480,10 @@ def _compiled_assembly(
         ]
 
     def labels(calls: list, inputs: list) -> Array:
-        return assembly.labels(copies(calls, inputs)).astype(jnp.int16)
+        return assembly.labels(copies(calls, inputs), decision).astype(jnp.int16)
 
     def class_scores(calls: list, inputs: list) -> Array:
-        return getattr(assembly, what)(copies(calls, inputs))
+        return getattr(assembly, what)(copies(calls, inputs), decision)
 
     def areas(calls: list, inputs: list, total: Array, semantic: Array) -> tuple[Array, Array]:
         found = labels(calls, inputs)

@@ -14,8 +14,9 @@ does two small matrix products per tile. The full-resolution [H, W, K] tensor ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -168,32 +169,70 @@ def join_windows(scores: Array, grid: tuple[int, int]) -> Array:
     return apart.swapaxes(2, 3).reshape(batch, ny * h, nx * w, classes)
 
 
-def labels(copies: Sequence[Copy]) -> Array:
+class Decision(Protocol):
+    """How a system's scores become those of classes where softmax and argmax are not the way."""
+
+    def of_copy(self, logits: Array) -> Array:
+        """Resized scores of one copy [..., V] -> what is averaged over copies, [..., V]."""
+
+    def of_classes(self, mean: Array) -> Array:
+        """The mean over copies [..., V] -> scores of the classes [..., K]."""
+
+    def of_nodes(self, mean: Array) -> Array:
+        """The mean over copies [..., V] -> scores of all channels [..., V] that agree."""
+
+
+def labels(copies: Sequence[Copy], decision: Decision | None = None) -> Array:
     """The class of every pixel: the argmax of `scores`, which is never held in full.
 
     Args:
         copies: of the same images; all give the same output size [H, W].
+        decision: of the system, if it has one of its own.
 
     Returns:
         int32 [B, H, W], the lowest class on ties.
     """
-    return _by_tiles(copies, best_class)
+    return _by_tiles(copies, best_class, decision)
 
 
-def scores(copies: Sequence[Copy]) -> Array:
-    """The logits of a single copy, or the mean of the softmax probabilities of several.
+def scores(copies: Sequence[Copy], decision: Decision | None = None) -> Array:
+    """The logits of a single copy, or the mean of the softmax probabilities of several; or what the
+    decision makes of them.
 
     Returns:
         float32 [B, H, W, K].
     """
-    return _by_tiles(copies, lambda tile: tile)
+    return _by_tiles(copies, lambda tile: tile, decision)
 
 
-def probabilities(copies: Sequence[Copy]) -> Array:
-    """Like `scores`, but probabilities for a single copy too. float32 [B, H, W, K]."""
+def nodes(copies: Sequence[Copy], decision: Decision) -> Array:
+    """The scores of all channels that a decision reads, float32 [B, H, W, V]."""
+    return _by_tiles(copies, lambda tile: tile, _Nodes(decision))
+
+
+class _Nodes(NamedTuple):
+    """A decision that stops at the channels."""
+
+    decision: Decision
+
+    def of_copy(self, logits: Array) -> Array:
+        return self.decision.of_copy(logits)
+
+    def of_classes(self, mean: Array) -> Array:
+        return self.decision.of_nodes(mean)
+
+    def of_nodes(self, mean: Array) -> Array:
+        return self.decision.of_nodes(mean)
+
+
+def probabilities(copies: Sequence[Copy], decision: Decision | None = None) -> Array:
+    """Like `scores`, but probabilities for a single copy too; a decision's scores over their sum.
+    float32 [B, H, W, K]."""
+    if decision is not None:
+        return _by_tiles(copies, lambda tile: tile / tile.sum(axis=-1, keepdims=True), decision)
     if len(copies) > 1:
         return scores(copies)
-    return _by_tiles(copies, lambda tile: jax.nn.softmax(tile, axis=-1))
+    return _by_tiles(copies, lambda tile: jax.nn.softmax(tile, axis=-1), None)
 
 
 def best_class(scores: Array) -> Array:
@@ -212,8 +251,16 @@ def best_class(scores: Array) -> Array:
     return label
 
 
-def _by_tiles(copies: Sequence[Copy], finish) -> Array:  # noqa: ANN001
+def _by_tiles(
+    copies: Sequence[Copy], finish: Callable[[Array], Array], decision: Decision | None
+) -> Array:
     """`finish` of every strip [ROW_TILE, W, K] of the averaged scores, put together."""
+    if decision is not None:
+        of_copy, of_classes = decision.of_copy, decision.of_classes
+    elif len(copies) > 1:
+        of_copy, of_classes = functools.partial(jax.nn.softmax, axis=-1), _as_it_is
+    else:
+        of_copy = of_classes = _as_it_is
     copies = jax.tree.map(jnp.asarray, list(copies))
     batch, strips = copies[0].rows.indices.shape[:2]
     width = copies[0].columns.indices.shape[1] * COLUMN_TILE
@@ -223,13 +270,10 @@ def _by_tiles(copies: Sequence[Copy], finish) -> Array:  # noqa: ANN001
 
     def strip(inputs: tuple[Array, list[Blocks]]) -> Array:
         image, rows = inputs
-        if len(copies) == 1:
-            return finish(_strip_logits(copies[0], image, rows[0]))
         total = sum(
-            jax.nn.softmax(_strip_logits(copy, image, row), axis=-1)
-            for copy, row in zip(copies, rows)
+            of_copy(_strip_logits(copy, image, row)) for copy, row in zip(copies, rows, strict=True)
         )
-        return finish(total / len(copies))
+        return finish(of_classes(total / len(copies)))
 
     # An accelerator wants more than one strip at a time, a CPU wants it in its cache.
     budget = 0 if jax.default_backend() == "cpu" else 2**27
@@ -237,6 +281,10 @@ def _by_tiles(copies: Sequence[Copy], finish) -> Array:  # noqa: ANN001
     inputs = (images, rows)
     out = jax.lax.map(strip, inputs, batch_size=at_once if at_once > 1 else None)
     return out.reshape(batch, strips * ROW_TILE, width, *out.shape[3:])
+
+
+def _as_it_is(tile: Array) -> Array:
+    return tile
 
 
 def _strip_logits(copy: Copy, image: Array, rows: Blocks) -> Array:

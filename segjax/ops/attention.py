@@ -55,6 +55,74 @@ def attention_with_dropout(
     return jnp.einsum("bhnm,bmhd->bnhd", weights, value)
 
 
+def masked_attention(query: Array, key: Array, value: Array, forbidden: Array) -> Array:
+    """Attention of each query to some of the pixels only (Mask2Former, Cheng et al., CVPR 2022,
+    Sec. 3.2.1). A query that may attend to none attends to all, as in the authors' code.
+
+    The scale is 1/sqrt(d) and the softmax float32. The weights are in memory, [B, heads, N, M]
+    (on a CPU those of one head), but not kept for the gradient.
+
+    Args:
+        query: [B, N, heads, d].
+        key, value: [B, M, heads, d].
+        forbidden: bool [B, N, M], the same for all heads.
+
+    Returns:
+        [B, N, heads, d] of value's dtype.
+    """
+    chex.assert_equal_shape((key, value))
+    forbidden = forbidden & ~forbidden.all(axis=-1, keepdims=True)
+    heads = tuple(jnp.moveaxis(x, 2, 0) for x in (query * query.shape[-1] ** -0.5, key, value))
+    # One head after another on a CPU, whose cache holds the weights of one.
+    if jax.default_backend() == "cpu":
+        mixed = jax.lax.map(lambda head: _masked(*head, forbidden), heads)
+    else:
+        mixed = jax.vmap(_masked, in_axes=(0, 0, 0, None))(*heads, forbidden)
+    return jnp.moveaxis(mixed, 0, 2)
+
+
+@jax.custom_vjp
+def _masked(query: Array, key: Array, value: Array, forbidden: Array) -> Array:
+    """Of one head: scaled queries [B, N, d], keys and values [B, M, d] -> [B, N, d]. The backward
+    pass makes the weights anew, so that a decoder of many layers doesn't keep them."""
+    return _masked_forward(query, key, value, forbidden)[0]
+
+
+def _masked_forward(
+    query: Array, key: Array, value: Array, forbidden: Array
+) -> tuple[Array, tuple[Array, ...]]:
+    logits = _allowed(query, key, forbidden)
+    highest = logits.max(axis=-1, keepdims=True)
+    weights = jnp.exp(logits - highest)
+    # A product, as in `_backward`.
+    ones = jnp.ones((weights.shape[-1], 1))
+    total = jnp.matmul(weights, ones, precision=jax.lax.Precision.HIGHEST)
+    mixed = _product("...nm,...md->...nd", weights.astype(value.dtype), value) / total
+    mixed = mixed.astype(value.dtype)
+    return mixed, (query, key, value, forbidden, mixed, highest + jnp.log(total))
+
+
+def _masked_backward(kept: tuple[Array, ...], slope: Array) -> tuple[Array, Array, Array, None]:
+    query, key, value, forbidden, mixed, log_total = kept
+    mean = (slope.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(axis=-1, keepdims=True)
+    weights = jnp.exp(_allowed(query, key, forbidden) - log_total)
+    of_weights = _product("...nd,...md->...nm", slope, value)
+    of_logits = (weights * (of_weights - mean)).astype(key.dtype)
+    of_query = _product("...nm,...md->...nd", of_logits, key).astype(query.dtype)
+    of_key = _product("...nm,...nd->...md", of_logits, query).astype(key.dtype)
+    of_value = _product("...nm,...nd->...md", weights.astype(slope.dtype), slope)
+    return of_query, of_key, of_value.astype(value.dtype), None
+
+
+_masked.defvjp(_masked_forward, _masked_backward)
+
+
+def _allowed(query: Array, key: Array, forbidden: Array) -> Array:
+    """The logits, -inf where forbidden."""
+    logits = _product("...nd,...md->...nm", query, key)
+    return jnp.where(forbidden, -jnp.inf, logits)
+
+
 def tiled(query: Array, key: Array, value: Array, scale: float) -> Array:
     """Head by head, and some queries at a time where they are many, so that their logits stay in a
     CPU's cache. The backward pass makes the weights anew instead of reading them from memory."""

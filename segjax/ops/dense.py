@@ -33,12 +33,15 @@ LANES = 8
 """Classes that `best_class` compares at a time on CPU when there are more than 2 * FEW."""
 
 
-def resize_argmax(scores: Array, size: Size) -> Array:
+def resize_argmax(
+    scores: Array, size: Size, class_scores: Callable[[Array], Array] = lambda tile: tile
+) -> Array:
     """argmax over classes of `resize.bilinear(scores, size)`.
 
     Args:
         scores: [B, h, w, K].
         size: (H, W), any.
+        class_scores: [..., K] of some pixels -> [..., K'], what the argmax is taken of.
 
     Returns:
         [B, H, W] int32; the lowest class on ties.
@@ -48,7 +51,7 @@ def resize_argmax(scores: Array, size: Size) -> Array:
     def source_rows(first: Array) -> Array:
         return jax.lax.dynamic_slice_in_dim(scores, first, strips.reach, axis=1)
 
-    return strip_argmax(source_rows, strips)
+    return strip_argmax(source_rows, strips, class_scores)
 
 
 def best_class(scores: Array) -> tuple[Array, Array]:
@@ -201,12 +204,17 @@ def _product(matrices: Array, x: Array) -> Array:
     return jnp.einsum("nij,njk->nik", matrices, x, precision=jax.lax.Precision.HIGHEST)
 
 
-def strip_argmax(source_rows: Callable[[Array], Array], strips: Strips) -> Array:
+def strip_argmax(
+    source_rows: Callable[[Array], Array],
+    strips: Strips,
+    class_scores: Callable[[Array], Array] = lambda tile: tile,
+) -> Array:
     """argmax over classes, strip by strip.
 
     Args:
         source_rows: first source row -> scores [B, R, w, K] of R = strips.reach rows.
         strips: the cut of the output.
+        class_scores: see `resize_argmax`.
 
     Returns:
         [B, H, W] int32.
@@ -215,7 +223,7 @@ def strip_argmax(source_rows: Callable[[Array], Array], strips: Strips) -> Array
     def one_strip(inputs: tuple[Array, Array]) -> Array:
         first, rows = inputs
         tall = strips.mix_rows(source_rows(first), rows)
-        return best_class(strips.mix_columns(tall))[1]
+        return best_class(class_scores(strips.mix_columns(tall)))[1]
 
     labels = jax.lax.map(one_strip, (strips.first, strips.rows))  # [n, B, T, W']
     batch, width = labels.shape[1], labels.shape[3]

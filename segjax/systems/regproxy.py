@@ -49,6 +49,21 @@ class RegProxyOutput:
     association: Array
     region_scores: Array
 
+    @property
+    def scores(self) -> Array:
+        """The painted scores, [B, Ht*h, Wt*w, K]."""
+        return painting.paint(self.region_scores, self.association)
+
+    @property
+    def auxiliary(self) -> tuple[Array, ...]:
+        """There are no further heads."""
+        return ()
+
+    @property
+    def features(self) -> Array:
+        """What an embedding of positions would be made from."""
+        return self.last
+
 
 class RegProxy(nn.Module):
     """Attributes:
@@ -149,8 +164,7 @@ def loss(outputs: RegProxyOutput, labels: Array, over: str = "all") -> tuple[Arr
         labels: [B, H, W], IGNORE where unlabelled.
         over: see `pixel_cross_entropy`.
     """
-    painted = painting.paint(outputs.region_scores, outputs.association)
-    return pixel_cross_entropy(painted, labels, over)
+    return pixel_cross_entropy(outputs.scores, labels, over)
 
 
 def predict(outputs: RegProxyOutput, image_size: Size) -> Semantic:
@@ -158,7 +172,7 @@ def predict(outputs: RegProxyOutput, image_size: Size) -> Semantic:
     belongs to most."""
     return Semantic(
         labels=painting.painted_labels(outputs.region_scores, outputs.association, image_size),
-        scores=painting.paint(outputs.region_scores, outputs.association),
+        scores=outputs.scores,
         regions=painting.owner_regions(outputs.association),
     )
 
@@ -183,21 +197,30 @@ class System:
     def init(self, rng: Array, batch: Batch) -> Variables:
         return self.module.init(rng, normalised_image(batch, self.mean, self.std))
 
+    def outputs(
+        self, variables: Variables, batch: Batch, rng: Array | None = None, microbatches: int = 1
+    ) -> tuple[RegProxyOutput, Variables]:
+        """All that the network says; in training mode if there is an rng. Also the new
+        non-parameter variables."""
+        image = normalised_image(batch, self.mean, self.std)
+        if rng is None:
+            return self.module.apply(variables, image), {}
+        backbone = self.module.backbone
+        scale = drop_path_scale(rng, backbone.drop_path, backbone.depth, image.shape[0])
+        return self.module.apply(
+            variables, image, True, scale, microbatches, mutable=["batch_stats"]
+        )
+
     def loss(
         self, variables: Variables, batch: Batch, rng: Array, microbatches: int = 1
     ) -> tuple[Array, tuple[Scalars, Variables]]:
-        image = normalised_image(batch, self.mean, self.std)
-        backbone = self.module.backbone
-        scale = drop_path_scale(rng, backbone.drop_path, backbone.depth, image.shape[0])
-        outputs, mutated = self.module.apply(
-            variables, image, True, scale, microbatches, mutable=["batch_stats"]
-        )
+        outputs, mutated = self.outputs(variables, batch, rng, microbatches)
         value, scalars = loss(outputs, batch["semantic"], self.loss_over)
         return value, (scalars, mutated)
 
     def predict(self, variables: Variables, batch: Batch) -> Semantic:
-        image = normalised_image(batch, self.mean, self.std)
-        return predict(self.module.apply(variables, image), image.shape[1:3])
+        outputs, _ = self.outputs(variables, batch)
+        return predict(outputs, batch["image"].shape[1:3])
 
 
 def build(

@@ -96,6 +96,8 @@ class Logs:
             f"  {values['images_per_second']:.1f} images/s"
             f"  waits for data {100 * values['data_wait']:.0f}%"
         )
+        if values.get("overflow"):
+            note += f"  {values['overflow']:.1f} segments a step had no room (augment.max_segments)"
         if self._bar is not None:
             short = f"loss {values['loss']:.4f}  {values['images_per_second']:.0f} images/s"
             self._bar.update(self._task, completed=step, note=short)
@@ -133,7 +135,7 @@ class Logs:
             self._board.flush()
 
 
-_FIRST = ("mIoU", "mAcc", "aAcc")
+_FIRST = ("PQ", "AP", "mIoU", "mAcc", "aAcc", "mBA", "IoU", "coarse_mBA", "coarse_IoU")
 
 
 def records(workdir: Path) -> list[Record]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,17 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
 from segjax import config as configs
 from segjax import importers, runtime, systems
 from segjax.config import ConfigDict
-from segjax.data import datasets, loader
+from segjax.data import datasets, loader, set_transforms
+from segjax.data.hierarchies import Hierarchy
 from segjax.data.prepared import Dataset
 from segjax.errors import SegjaxError
-from segjax.inference import evaluation
+from segjax.inference import measure
 from segjax.inference.windows import Settings
 from segjax.structs import System
 from segjax.training import checkpoints as saving
@@ -42,6 +43,9 @@ from segjax.training.state import TrainState
 from segjax.training.step import Totals
 
 Metrics = dict[str, Any]
+
+PARTS = ("backbone", "model")
+"""What of a pretrained file a training can begin with."""
 
 FREE = (
     "log.",
@@ -67,7 +71,7 @@ def train(
         devices: what to train on; all devices if left out.
 
     Returns:
-        The metrics of the last evaluation, among them "mIoU", and "step".
+        The metrics of the last evaluation, among them `config.eval.metric`, and "step".
 
     Raises:
         SegjaxError: anything the user can mend.
@@ -113,6 +117,11 @@ class _Run:
     fresh_totals: Callable[[], Totals]
     story: list[str]
 
+    @functools.cached_property
+    def hierarchy(self) -> Hierarchy | None:
+        """The class tree that the config names; None leaves it to the dataset."""
+        return systems.hierarchy_of(self.config) if self.config.hierarchy.tree else None
+
     @property
     def position(self) -> dict[str, Any]:
         """With the step, all that decides which batches come next."""
@@ -142,10 +151,14 @@ def _prepare(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | 
     sharding.check_batch(mesh, config.data.batch, config.accumulate)
     schedules.check(config.schedule, config.steps)
     Settings.of(config.eval)
-    system = systems.build(config.model)
-    if config.init.layout and not Path(config.init.checkpoint).is_file():
+    system = systems.of_config(config)
+    if config.init.layout and not Path(config.init.checkpoint).exists():
         raise SegjaxError(
             f"config.init.checkpoint: there is no file '{config.init.checkpoint}' to start from."
+        )
+    if config.init.part not in PARTS:
+        raise SegjaxError(
+            f"config.init.part: '{config.init.part}' is none of {', '.join(PARTS)}."
         )
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     _check_workdir(config, workdir, checkpoints)
@@ -162,6 +175,7 @@ def _prepare(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | 
         part = workdir / ".label_space.json"
         space.save(part)
         part.replace(workdir / "label_space.json")
+        systems.keep_hierarchy(config, workdir)
     _together("segjax_workdir")
 
     optimizer = optimizers.make(config.optimizer, config.schedule, config.steps)
@@ -170,12 +184,12 @@ def _prepare(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | 
     restored = checkpoints.restore(abstract)
     story = []
     if restored is None:
-        begun = _fresh_state(config, system, optimizer, shardings)
-        story.append(
-            f"starts from {config.init.checkpoint} ({config.init.layout})"
-            if config.init.layout
-            else "starts from random parameters"
-        )
+        if config.init.layout:
+            begun, told = _begun_state(config, system, optimizer, shardings)
+        else:
+            begun = _fresh_state(config, system, optimizer, shardings)
+            told = "starts from random parameters"
+        story.append(told)
     else:
         begun, meta = restored
         begun = _completed(begun, config, optimizer, shardings)
@@ -278,19 +292,41 @@ def _state_of(config: ConfigDict, system: System, optimizer: Any) -> TrainState:
 def _fresh_state(
     config: ConfigDict, system: System, optimizer: Any, shardings: TrainState
 ) -> TrainState:
-    """The first state, made where it will lie."""
-    if not config.init.layout:
-        make = jax.jit(lambda: _state_of(config, system, optimizer), out_shardings=shardings)
-        return make()
+    """A first state of random parameters, made where it will lie."""
+    return jax.jit(lambda: _state_of(config, system, optimizer), out_shardings=shardings)()
+
+
+def _begun_state(
+    config: ConfigDict, system: System, optimizer: Any, shardings: TrainState
+) -> tuple[TrainState, str]:
+    """The first state around what config.init names, and what is told of it."""
+    init = config.init
     crop = tuple(config.augment.crop)
     variables = jax.jit(lambda: state.initial_variables(system, config.seed, crop))()
     variables = jax.tree.map(np.asarray, variables)  # each process has a whole copy
-    module = getattr(system, "module", None)
-    grid = getattr(getattr(module, "backbone", None), "grid", None)
-    variables = importers.initialise(
-        config.init.layout, config.init.checkpoint, variables, grid=grid
-    )
-    return _from_host(variables, config, optimizer, shardings)
+    heads = systems.heads(config.model, crop) if init.part == "model" else ()
+    fresh: list[str] = []
+    if init.layout == "segjax":
+        stored, _, _ = saving.load_variables(init.checkpoint)
+        if init.part == "model":
+            variables, fresh = importers.initialise_from_run(
+                stored, variables, heads, init.checkpoint
+            )
+        else:
+            variables = importers.backbone_from_run(stored, variables, init.checkpoint)
+    else:
+        module = getattr(system, "module", None)
+        grid = getattr(getattr(module, "backbone", None), "grid", None)
+        if init.part == "model":
+            variables, fresh = importers.initialise_whole(
+                init.layout, init.checkpoint, variables, heads, grid
+            )
+        else:
+            variables = importers.initialise(init.layout, init.checkpoint, variables, grid)
+    told = f"starts from the {init.part} of {init.checkpoint} ({init.layout})"
+    if fresh:
+        told += f"; random heads: {', '.join(sorted(fresh))}"
+    return _from_host(variables, config, optimizer, shardings), told
 
 
 def _from_host(
@@ -334,17 +370,11 @@ def _compiled_later(*_: Any) -> Any:
 def _compile(run: _Run, optimizer: Any, shardings: TrainState) -> None:
     """Compiles the step ahead, so that its memory is known and it can't be compiled again."""
     config = run.config
-    height, width = config.augment.crop
-    b = config.data.batch
     where = sharding.batch_sharding(run.mesh)
+    shapes = set_transforms.batch_shapes(config.augment) | {"valid": ((), np.bool_)}
     batch = {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
-        for name, shape, dtype in (
-            ("image", (b, height, width, 3), jnp.uint8),
-            ("semantic", (b, height, width), jnp.int16),
-            ("image_size", (b, 2), jnp.int32),
-            ("valid", (b,), jnp.bool_),
-        )
+        name: jax.ShapeDtypeStruct((config.data.batch, *shape), dtype, sharding=where)
+        for name, (shape, dtype) in shapes.items()
     }
     everywhere = sharding.replicated(run.mesh)
     zeros = jax.jit(
@@ -417,8 +447,9 @@ def _run(run: _Run, signals: Signals) -> Metrics:
         elif trainer.metrics is None:
             trainer.evaluate(begin)
         metrics = {**trainer.metrics, "step": int(run.state.step)}
+        name = config.eval.metric
         logs.say(
-            f"done: mIoU {metrics.get('mIoU', float('nan')):.2f} at step {metrics['step']};"
+            f"done: {name} {metrics.get(name, float('nan')):.2f} at step {metrics['step']};"
             f" everything lies in {run.workdir}."
         )
     return metrics
@@ -433,7 +464,7 @@ class _Trainer:
         self.at = int(run.state.step)
         self.metrics = self._last_metrics()
         best = run.checkpoints.best_meta()
-        self.best = best["metrics"].get("mIoU", -1.0) if best else -1.0
+        self.best = best["metrics"].get(self.config.eval.metric, -1.0) if best else -1.0
         self.saved = self.at if self.at or run.checkpoints.latest() is not None else None
         self.checked = self.at
         self.totals: Totals = {}
@@ -550,18 +581,19 @@ class _Trainer:
         """Evaluates, keeps the best, and writes metrics.json."""
         run = self.run
         with self.signals.at_once(self._leave), self.logs.paused():
-            metrics = evaluation.evaluate(
+            metrics = measure.evaluate(
                 run.system,
                 run.state.trained,
                 run.eval_set,
                 self.config.eval,
                 mesh=run.mesh,
                 progress="evaluating",
+                hierarchy=run.hierarchy,
             )
         metrics = {**metrics, "step": at}
-        is_best = metrics["mIoU"] > self.best
+        is_best = metrics[self.config.eval.metric] > self.best
         if is_best:
-            self.best = float(metrics["mIoU"])
+            self.best = float(metrics[self.config.eval.metric])
             numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
             run.checkpoints.save_best(run.state, run.meta(at, **numbers))
         # Written last: an evaluation without this line is done again.

@@ -1,4 +1,4 @@
-"""AdamW and SGD with the exclusions, rates per parameter and clipping that the papers use.
+"""AdamW, Adam and SGD with the exclusions, rates per parameter and clipping that the papers use.
 
 Parameters are named by their path in the tree, e.g. "backbone/block_0/norm1/scale".
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from segjax.errors import SegjaxError
@@ -25,13 +26,20 @@ def make(
 
     "adamw" is Adam with decoupled weight decay (Loshchilov & Hutter), as torch.optim.AdamW:
 
-        p <- p - rate(t) * multiplier(p) * (adam(g) + weight_decay * p)
+        p <- p - rate(t, p) * (adam(g) + weight_decay * p)
 
-    "sgd" is torch.optim.SGD, whose decay is part of the gradient:
+    "adam" is torch.optim.Adam, whose decay is part of the gradient:
+
+        p <- p - rate(t, p) * adam(g + weight_decay * p)
+
+    "sgd" is torch.optim.SGD, whose decay is too:
 
         g <- g + weight_decay * p
         v <- momentum * v + g
-        p <- p - rate(t) * multiplier(p) * v        (with Nesterov: g + momentum * v)
+        p <- p - rate(t, p) * v        (with Nesterov: g + momentum * v)
+
+    rate(t, p) is the schedule of the parameter's own base rate, which is learning_rate times its
+    multiplier; `min_rate` is the same for all, as mmcv has it.
 
     Args:
         optimizer: `config.optimizer`.
@@ -48,22 +56,27 @@ def make(
     decay = optax.add_decayed_weights(
         optimizer["weight_decay"], lambda params: decay_mask(params, patterns)
     )
+    adam = optax.scale_by_adam(optimizer["beta1"], optimizer["beta2"], optimizer["epsilon"])
     if optimizer["name"] == "adamw":
-        adam = optax.scale_by_adam(optimizer["beta1"], optimizer["beta2"], optimizer["epsilon"])
         parts = [adam, decay]
+    elif optimizer["name"] == "adam":
+        parts = [decay, adam]
     elif optimizer["name"] == "sgd":
         parts = [decay, optax.trace(optimizer["momentum"], optimizer["nesterov"])]
     else:
         raise SegjaxError(
-            f"config.optimizer.name: there is no '{optimizer['name']}'; take adamw or sgd."
+            f"config.optimizer.name: there is no '{optimizer['name']}'; take adamw, adam or"
+            " sgd."
         )
     if optimizer["clip_norm"] > 0:
         parts.insert(0, optax.clip_by_global_norm(optimizer["clip_norm"]))
     layer_decay, rates = optimizer["layer_decay"], tuple(optimizer["rates"])
-    if layer_decay != 1.0 or rates:
-        parts.append(optax.stateless(_multiply_rates(layer_decay, rates)))
-    schedule_fn = schedules.schedule_fn(schedule, optimizer["learning_rate"], steps)
-    return optax.chain(*parts, optax.scale_by_learning_rate(schedule_fn))
+    base = optimizer["learning_rate"]
+    if layer_decay == 1.0 and not rates:
+        down = optax.scale_by_learning_rate(schedules.schedule_fn(schedule, base, steps))
+    else:
+        down = _scale_by_rates(schedule, base, steps, layer_decay, rates)
+    return optax.chain(*parts, down)
 
 
 def decay_mask(params: PyTree, no_decay: Sequence[str]) -> PyTree:
@@ -119,14 +132,30 @@ def map_by_path(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(lambda path, leaf: function(_name(path), leaf), tree)
 
 
-def _multiply_rates(
-    layer_decay: float, rates: Sequence[tuple[str, float]]
-) -> Callable[[PyTree, PyTree], PyTree]:
-    def update(updates: PyTree, params: PyTree) -> PyTree:
-        factors = rate_multipliers(updates, layer_decay, rates)
-        return jax.tree.map(lambda u, factor: u * factor, updates, factors)
+def _scale_by_rates(
+    schedule: Mapping[str, Any],
+    base: float,
+    steps: int,
+    layer_decay: float,
+    rates: Sequence[tuple[str, float]],
+) -> optax.GradientTransformation:
+    """Down by each parameter's own rate."""
 
-    return update
+    def init(params: PyTree) -> optax.ScaleByScheduleState:
+        return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: PyTree, state: optax.ScaleByScheduleState, params: PyTree = None
+    ) -> tuple[PyTree, optax.ScaleByScheduleState]:
+        factors = rate_multipliers(updates, layer_decay, rates)
+        rate_of = {
+            factor: schedules.schedule_fn(schedule, base * factor, steps)(state.count)
+            for factor in set(jax.tree.leaves(factors))
+        }
+        updates = jax.tree.map(lambda u, f: -rate_of[f].astype(u.dtype) * u, updates, factors)
+        return updates, optax.ScaleByScheduleState(count=optax.safe_int32_increment(state.count))
+
+    return optax.GradientTransformation(init, update)
 
 
 def _block(path: str) -> int | None:

@@ -1,10 +1,11 @@
 """Learning rate schedules, as mmcv defines them: the rate of step t, counted from 0.
 
-    regular(t)                        poly, cosine restart or constant
+    regular(t)                        poly, cosine restart, constant or multistep
     rate(t) = regular(t) * (1 - k)    while t < warmup_steps; k = (1 - t / warmup_steps) (1 - ratio)
 
-The warm-up multiplies the running schedule. All forms are written without the cancellations of the
-usual ones, so that float32 on the device is as good as float64 on the host.
+The warm-up multiplies the running schedule; detectron2's is the same. All forms are written without
+the cancellations of the usual ones, so that float32 on the device is as good as float64 on the
+host.
 """
 
 from __future__ import annotations
@@ -66,6 +67,17 @@ def check(schedule: Mapping[str, Any], steps: int) -> None:
                 f"config.schedule.periods: they end at step {sum(periods)}, before config.steps,"
                 f" {steps}; lengthen the last one."
             )
+    if schedule["name"] == "multistep":
+        milestones = list(schedule["milestones"])
+        if not milestones or milestones[0] < 1 or milestones != sorted(set(milestones)):
+            raise SegjaxError(
+                f"config.schedule.milestones is {tuple(milestones)}; multistep needs rising step"
+                " numbers, the first of them 1 or more."
+            )
+        if not 0 < schedule["gamma"] <= 1:
+            raise SegjaxError(
+                f"config.schedule.gamma is {schedule['gamma']}; it must be above 0 and at most 1."
+            )
 
 
 def _rate(schedule: Mapping[str, Any], base: float, steps: int, t: Any, xp: ModuleType) -> Any:
@@ -99,4 +111,16 @@ def _constant(schedule: Mapping[str, Any], base: float, steps: int, t: Any, xp: 
     return base * xp.ones_like(t)
 
 
-_REGULAR = {"poly": _poly, "cosine_restart": _cosine_restart, "constant": _constant}
+def _multistep(schedule: Mapping[str, Any], base: float, steps: int, t: Any, xp: ModuleType) -> Any:
+    # Powers from the host: XLA's are less exact than a float32.
+    rates = base * schedule["gamma"] ** np.arange(len(schedule["milestones"]) + 1.0)
+    passed = xp.searchsorted(xp.asarray(schedule["milestones"], t.dtype), t, side="right")
+    return xp.asarray(rates, t.dtype)[passed]
+
+
+_REGULAR = {
+    "poly": _poly,
+    "cosine_restart": _cosine_restart,
+    "constant": _constant,
+    "multistep": _multistep,
+}

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 
 import pytest
 
@@ -28,20 +29,28 @@ def run(tmp_path, *options):
 
 
 @needs_torch
+@pytest.mark.slow
 def test_ops_are_measured(tmp_path, capsys):
-    """Each against its plain form and PyTorch, results compared, memory known."""
+    """Each against a plain form or another library, mostly both; results compared."""
     rows = run(tmp_path, "ops", "--quick")
-    assert len(rows) >= 15
+    assert len(rows) >= 25
     compared = {name: row for name, row in rows.items() if name != "superpixels"}
     for name, row in compared.items():
-        for side in ("plain", "torch"):
+        others = [side for side in row["sides"] if side != "segjax"]
+        assert others, name
+        for side in others:
             assert row["sides"][side]["error"] <= 0.05, name
-            assert row["sides"][side]["temporary_bytes"] >= 0, name
+    both = [name for name, row in compared.items() if {"plain", "torch"} <= set(row["sides"])]
+    assert len(both) >= 14
+    for name in both:
+        for side in ("plain", "torch"):
+            assert rows[name]["sides"][side]["temporary_bytes"] >= 0, name
     printed = capsys.readouterr().out
-    assert all(name in printed for name in rows)
+    assert all(name.split()[0] in printed for name in rows)  # the table breaks long names
 
 
 @needs_torch
+@pytest.mark.slow
 def test_regproxy_is_measured(tmp_path):
     rows = run(tmp_path, "regproxy", "--quick", "--workers=1")
     assert [*rows] == [
@@ -52,6 +61,66 @@ def test_regproxy_is_measured(tmp_path):
         assert row["sides"]["torch"]["error"] < 1e-3, name
         assert isinstance(row["sides"]["torch"]["reached"], bool)
     assert rows["loader"]["sides"]["segjax"]["images_per_s"] > 0
+
+
+@needs_torch
+@pytest.mark.slow
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("transformers", "scipy")),
+    reason="needs transformers and scipy: pip install 'segjax[test]'",
+)
+def test_mask2former_is_measured(tmp_path):
+    rows = run(tmp_path, "mask2former", "--quick")
+    results = ["panoptic", "instances", "semantic"]
+    assert [*rows] == [
+        *("forward", "step", "matching"),
+        *("deformable sampling", "deformable sampling, gradient"),
+        *results,
+        *(f"{name}, transformers" for name in results),
+    ]
+    for name, row in rows.items():
+        others = {side: found for side, found in row["sides"].items() if side != "segjax"}
+        assert others, name
+        assert all(found["error"] < 1e-2 for found in others.values()), name
+    assert {*rows["step"]["sides"]} == {"segjax", "torch", "SciPy on the host"}
+    assert {*rows["matching"]["sides"]} == {"segjax", "SciPy", "optax"}
+    for name in results:
+        assert rows[name]["sides"]["torch"]["goal"]["time"] == 2.0
+
+
+@needs_torch
+@pytest.mark.slow
+def test_hssn_is_measured(tmp_path):
+    rows = run(tmp_path, "hssn", "--quick")
+    networks = [
+        f"{name} {what}" for name in ("deeplab_v3plus", "ocrnet") for what in ("forward", "step")
+    ]
+    losses = [
+        f"{loss}, {nodes} nodes" for nodes in (26, 148) for loss in ("tree-min", "focal tree-min")
+    ]
+    assert [*rows] == [
+        *(f"{loss}{beside}" for loss in losses for beside in ("", ", 32 x 64, torch")),
+        *networks,
+    ]
+    for name, row in rows.items():
+        others = {side: found for side, found in row["sides"].items() if side != "segjax"}
+        assert others, name
+        assert all(found["error"] < 1e-2 for found in others.values()), name
+    for loss in losses:
+        sides = rows[loss]["sides"]
+        assert {*sides} == {"segjax", "BCE in strips", "BCE, plain"}
+        assert sides["BCE, plain"]["goal"] == {"time": 1 / 1.5, "temporary": 1 / 1.1}
+        assert rows[f"{loss}, 32 x 64, torch"]["sides"]["torch, masks"]["goal"]["time"] == 5.0
+    for name in networks:
+        assert rows[name]["sides"]["torch"]["goal"]["time"] == 1.0
+
+
+@needs_torch
+def test_without_transformers_mask2former_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert cli.main(["bench", "mask2former", "--quick"]) == 1
+    said = capsys.readouterr().err
+    assert "transformers is not installed; run pip install 'segjax[test]'." in said
 
 
 @needs_torch

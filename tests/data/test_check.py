@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from segjax.cli import data as command
 from segjax.cli import run
-from segjax.data import check, datasets
+from segjax.data import check, datasets, hierarchies, labels
 
 
 @pytest.fixture
@@ -156,3 +158,71 @@ def test_what_is_wrong_is_one_sentence_and_status_one(arguments, message, capsys
     assert run(command.main, arguments) == 1
     captured = capsys.readouterr()
     assert message in captured.err + captured.out
+
+
+# Class trees --------------------------------------------------------------------------------------
+
+
+def tree_file(tmp_path, classes, groups):
+    def rows(table):
+        return [{"name": name, "parent": parent} for name, parent in table.items()]
+
+    path = tmp_path / "tree.json"
+    path.write_text(json.dumps({"classes": rows(classes), "groups": rows(groups)}))
+    return path
+
+
+CLASSES = {"road": "ground", "sky": "above", "tree": "ground"}
+
+
+def test_pixels_per_level_are_those_of_the_classes_below(root, tmp_path):
+    path = tree_file(tmp_path, CLASSES, {"ground": "all", "above": "all", "all": None})
+    leaves, middle, top = check.level_pixels(report(root), hierarchies.load(path))
+    assert leaves.tolist() == [4 * 12, 4 * 24, 0]
+    assert middle.tolist() == [4 * 12, 4 * 24]
+    assert top.tolist() == [4 * 36]
+
+
+def test_check_prints_the_levels_of_a_tree_and_names_leaves_without_a_pixel(root, tmp_path, capsys):
+    path = tree_file(tmp_path, CLASSES, {"ground": "all", "above": "all", "all": None})
+    assert command.main(["check", f"--folder={root}", f"--tree={path}"]) == 0
+    out = capsys.readouterr().out
+    assert "level 2, 2 classes: ground 33.33 %, above 66.67 %" in out
+    assert "level 3, 1 classes: all 100.00 %" in out
+    assert "note: train: 1 of 3 leaves of the tree have no pixel: tree." in out
+
+
+def test_check_takes_the_tree_of_the_label_space(root, tmp_path, capsys):
+    names = labels.LabelSpace(
+        name="mine",
+        names=("road", "sky", "tree"),
+        palette=((0, 0, 0),) * 3,
+        is_thing=(False,) * 3,
+        groups=("ground", "above"),
+        parents=(3, 4, 3, -1, -1),
+    )
+    names.save(tmp_path / "names.json")
+    assert command.main(["check", f"--folder={root}", f"--names={tmp_path / 'names.json'}"]) == 0
+    assert "level 2, 2 classes: ground 33.33 %, above 66.67 %" in capsys.readouterr().out
+
+
+def test_check_says_nothing_of_levels_where_there_is_no_tree(root, capsys):
+    assert command.main(["check", f"--folder={root}"]) == 0
+    out = capsys.readouterr().out
+    assert "level 2" not in out and "leaves" not in out
+
+
+@pytest.mark.parametrize(
+    ("classes", "groups", "message"),
+    [
+        (CLASSES, {"ground": "above", "above": "ground"}, "circle, ground -> above -> ground"),
+        (CLASSES, {"ground": None}, "'sky' has the parent 'above', which is not among the groups"),
+        (CLASSES | {"car": None}, {"ground": None, "above": None}, "only the tree has 'car'"),
+    ],
+)
+def test_check_counts_a_broken_tree_as_a_fault(root, tmp_path, capsys, classes, groups, message):
+    path = tree_file(tmp_path, classes, groups)
+    assert command.main(["check", f"--folder={root}", f"--tree={path}"]) == 1
+    out = capsys.readouterr().out
+    assert message in out and "1 fault." in out
+    assert "train: 4 examples" in out  # the data is looked through all the same

@@ -1,4 +1,4 @@
-"""ADE20K, Cityscapes and COCO panoptic in their official layouts, in small."""
+"""Datasets in their official layouts, in small."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from segjax.data import datasets
+from segjax.data.datasets import lip as lip_dataset
 from segjax.errors import SegjaxError
 from segjax.structs import IGNORE
 
@@ -78,6 +79,8 @@ def test_ade20k_label_above_150_is_named(ade, tmp_path):
         ("ade20k", "ADEChallengeData2016.zip", "images/training/ADE_train_00000001.jpg"),
         ("cityscapes", "gtFine_trainvaltest.zip", "gtFine/train/aachen/"),
         ("coco_panoptic", "panoptic_annotations_trainval2017.zip", "panoptic_val2017.json"),
+        ("lip", "TrainVal_parsing_annotations.zip", "train_segmentations/NAME.png"),
+        ("pascal_person_part", "pascal_person_part.zip", "pascal_person_part_gt/2008_000008.png"),
     ],
 )
 def test_missing_data_is_told_with_archive_layout_and_place(tmp_path, name, archive, line):
@@ -89,9 +92,19 @@ def test_missing_data_is_told_with_archive_layout_and_place(tmp_path, name, arch
     assert "http" in message and "manual_dir" in message
 
 
-@pytest.mark.parametrize("name", ["ade20k", "cityscapes", "coco_panoptic", "shapescapes"])
-def test_label_spaces_need_no_data(name):
-    assert datasets.label_space({"name": name}).classes > 10
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [
+        ("ade20k", 150),
+        ("cityscapes", 19),
+        ("coco_panoptic", 133),
+        ("lip", 20),
+        ("pascal_person_part", 7),
+        ("shapescapes", 12),
+    ],
+)
+def test_label_spaces_need_no_data(name, classes):
+    assert datasets.label_space({"name": name}).classes == classes
 
 
 def test_a_prepared_copy_outlives_the_original_files(ade, tmp_path, capsys):
@@ -153,6 +166,128 @@ def test_cityscapes_faults_are_named(cityscapes, tmp_path):
     write(path, np.full((2, 17), 40, np.uint8))
     with pytest.raises(SegjaxError, match=r"labelIds\.png: label 40 is no Cityscapes label id"):
         load(tmp_path, "cityscapes")
+
+
+# PASCAL-Person-Part
+
+
+@pytest.fixture
+def person_part(manual):
+    root = manual / "pascal_person_part"
+    for number in (1, 2, 3):
+        write(root / f"JPEGImages/2008_00000{number}.jpg", photo(number, 2, 4))
+        mask = np.array([[0, 1, 2, 3], [4, 5, 6, 255]], np.uint8)
+        write(root / f"pascal_person_part_gt/2008_00000{number}.png", mask)
+    (root / "train_id.txt").write_text("2008_000003\n2008_000001\n")
+    (root / "val_id.txt").write_text("2008_000002\n")
+    return root
+
+
+def test_person_part_has_the_images_of_its_lists_and_255_is_not_counted(person_part, tmp_path):
+    train = load(tmp_path, "pascal_person_part")
+    names = [train[i]["name"] for i in range(len(train))]
+    assert sorted(names) == ["train/2008_000001", "train/2008_000003"]
+    assert train[0]["semantic"].tolist() == [[0, 1, 2, 3], [4, 5, 6, IGNORE]]
+    assert train.label_space.names[1:3] == ("head", "torso")
+    found = load(tmp_path, "pascal_person_part", "validation")
+    assert [found[i]["name"] for i in range(len(found))] == ["validation/2008_000002"]
+
+
+def test_person_part_lists_may_lie_in_the_folder_of_the_archive(person_part, tmp_path):
+    (person_part / "pascal_person_part_trainval_list").mkdir()
+    for name in ("train_id.txt", "val_id.txt"):
+        (person_part / name).rename(person_part / "pascal_person_part_trainval_list" / name)
+    assert len(load(tmp_path, "pascal_person_part")) == 2
+
+
+def test_person_part_faults_are_named(person_part, tmp_path):
+    path = person_part / "pascal_person_part_gt/2008_000003.png"
+    write(path, np.full((2, 4), 7, np.uint8))
+    with pytest.raises(SegjaxError, match=r"2008_000003\.png: label 7 is not below the 7 classes"):
+        load(tmp_path, "pascal_person_part")
+    (person_part / "val_id.txt").write_text("2008_000009\n")
+    with pytest.raises(SegjaxError, match=r"2008_000009\.jpg: the image is missing"):
+        load(tmp_path, "pascal_person_part", "validation")
+    (person_part / "val_id.txt").write_text("")
+    with pytest.raises(SegjaxError, match=r"val_id\.txt: it is empty"):
+        load(tmp_path, "pascal_person_part", "validation")
+    with pytest.raises(SegjaxError, match="splits train and validation, not 'test'"):
+        load(tmp_path, "pascal_person_part", "test")
+
+
+# LIP
+
+
+@pytest.fixture
+def lip(manual):
+    root = manual / "lip"
+    for folder in ("train", "val"):
+        write(root / f"TrainVal_images/{folder}_images/77_471474.jpg", photo(0, 4, 5))
+        mask = np.arange(20, dtype=np.uint8).reshape(4, 5)
+        write(root / f"TrainVal_parsing_annotations/{folder}_segmentations/77_471474.png", mask)
+    return root
+
+
+def test_lip_has_20_classes_background_among_them(lip, tmp_path):
+    for split in ("train", "validation"):
+        found = load(tmp_path, "lip", split)
+        assert (len(found), found[0]["name"]) == (1, f"{split}/77_471474")
+        assert found[0]["semantic"].ravel().tolist() == list(range(20))
+
+
+def test_lip_exchanges_the_left_and_right_of_arms_legs_and_shoes():
+    names = lip_dataset.label_space().names
+    pairs = [(names[left], names[right]) for left, right in lip_dataset.FLIP_PAIRS]
+    assert pairs == [(f"left {part}", f"right {part}") for part in ("arm", "leg", "shoe")]
+
+
+def test_lip_faults_are_named(lip, tmp_path):
+    path = lip / "TrainVal_parsing_annotations/train_segmentations/77_471474.png"
+    write(path, np.full((4, 5), 20, np.uint8))
+    with pytest.raises(SegjaxError, match=r"77_471474\.png: label 20 is not below the 20 classes"):
+        load(tmp_path, "lip")
+    path.unlink()
+    with pytest.raises(SegjaxError, match=r"77_471474\.jpg: its mask is missing"):
+        load(tmp_path, "lip")
+    with pytest.raises(SegjaxError, match="splits train and validation, not 'test'"):
+        load(tmp_path, "lip", "test")
+
+
+# Mapillary Vistas 2.0 (version 1.2: test_instance_datasets.py)
+
+
+@pytest.fixture
+def vistas(manual):
+    root = manual / "mapillary_vistas"
+    for folder in ("training", "validation"):
+        write(root / f"{folder}/images/a.jpg", photo(0, 4, 31))
+        labels = np.arange(124, dtype=np.uint8).reshape(4, 31)
+        write(root / f"{folder}/v2.0/labels/a.png", labels)
+    return root
+
+
+def test_mapillary_vistas_2_has_124_classes_unlabeled_among_them(vistas, tmp_path):
+    for split in ("train", "validation"):
+        found = load(tmp_path, "mapillary_vistas", split, version="2.0")
+        assert found[0]["semantic"].ravel().tolist() == list(range(124))
+    space = found.label_space
+    assert datasets.label_space({"name": "mapillary_vistas", "version": "2.0"}) == space
+    picked = [space.names[i] for i in (0, 12, 30, 61, 104, 108, 123)]
+    assert picked == ["Bird", "Wall", "Person", "Sky", "Trash Can", "Car", "Unlabeled"]
+    assert space.palette[108] == (0, 0, 142) and len(set(space.names)) == 124
+
+
+def test_mapillary_vistas_2_faults_are_named(vistas, tmp_path):
+    write(vistas / "training/v2.0/labels/a.png", np.full((4, 31), 124, np.uint8))
+    with pytest.raises(SegjaxError, match=r"a\.png: label 124 is not below the 124 classes"):
+        load(tmp_path, "mapillary_vistas", version="2.0")
+    with pytest.raises(SegjaxError, match=r"segments are read of version 1\.2, not 2\.0"):
+        load(tmp_path, "mapillary_vistas", version="2.0", panoptic=True)
+    with pytest.raises(SegjaxError, match=r"version is 2\.0; it must be the text '1.2' or '2.0'"):
+        load(tmp_path, "mapillary_vistas", version=2.0)
+    (vistas / "training/v2.0").rename(vistas / "elsewhere")
+    with pytest.raises(SegjaxError, match=r"(?s)Vistas 2\.0 is not at.*training/v2.0/labels/NAME"):
+        load(tmp_path, "mapillary_vistas", version="2.0")
 
 
 # COCO panoptic

@@ -26,3 +26,22 @@ def test_on_a_terminal_a_bar_is_drawn_on_stderr(monkeypatch, capsys):
     assert list(progress.track(range(4), 4, "Working")) == [0, 1, 2, 3]
     captured = capsys.readouterr()
     assert "Working" in captured.err and captured.out == ""
+
+
+def test_work_that_calls_back_tells_its_share_and_the_time_left(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    with progress.meter("Refining") as told:
+        for done in range(5):
+            told(done, 4)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Refining: 25%, 0 s left" and len(lines) == 4
+    assert lines[-1] == "Refining: took 0 s"
+
+
+def test_work_that_calls_back_has_a_bar_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with progress.meter("Refining") as told:
+        told(1, 4)
+        told(4, 4)
+    captured = capsys.readouterr()
+    assert "Refining" in captured.err and "100%" in captured.err and captured.out == ""

@@ -243,6 +243,66 @@ def test_equal_generators_give_equal_examples():
     assert (first["image"] != other["image"]).any()
 
 
+def test_mirroring_exchanges_the_classes_of_pairs():
+    """0 | 1 2 3 | void becomes void | 3 1 2 | 0 when 1 and 2 are left and right."""
+    image = noise_image(11, 1, 5)
+    labels = np.array([[0, 1, 2, 3, IGNORE]], np.int16)
+    mirrored, found = transforms.mirror(image, labels, ((1, 2),))
+    np.testing.assert_array_equal(mirrored, image[:, ::-1])
+    assert found.tolist() == [[IGNORE, 3, 1, 2, 0]]
+    assert labels.tolist() == [[0, 1, 2, 3, IGNORE]]
+
+
+def test_mirroring_twice_with_the_same_pairs_is_nothing():
+    image, pairs = noise_image(12, 9, 14), ((14, 15), (16, 17), (18, 19))
+    labels = np.random.default_rng(12).integers(-1, 20, (9, 14)).astype(np.int16)
+    once = transforms.mirror(image, labels, pairs)
+    twice = transforms.mirror(*once, pairs)
+    assert (once[1] != labels[:, ::-1]).any()
+    np.testing.assert_array_equal(twice[0], image)
+    np.testing.assert_array_equal(twice[1], labels)
+
+
+def test_a_training_example_exchanges_pairs_only_when_it_is_mirrored():
+    recipe = {**RECIPE, "ratio": (1.0, 1.0), "scale": (56, 48), "photometric": False}
+    image = noise_image(13, 48, 56)
+    labels = np.random.default_rng(13).integers(-1, 5, (48, 56)).astype(np.int16)
+    example = {"image": image, "semantic": labels}
+    for flip, expected in ((0.0, labels), (1.0, labels[:, ::-1])):
+        plain, swapped = (
+            transforms.train_example(
+                example, {**recipe, "flip": flip, "flip_pairs": pairs}, np.random.default_rng(0)
+            )
+            for pairs in ((), ((0, 3),))
+        )
+        np.testing.assert_array_equal(plain["semantic"], expected)
+        if flip:
+            left, right = plain["semantic"] == 0, plain["semantic"] == 3
+            expected = np.where(left, 3, np.where(right, 0, expected))
+        np.testing.assert_array_equal(swapped["semantic"], expected)
+        np.testing.assert_array_equal(swapped["image"], plain["image"])
+
+
+def test_segments_of_a_mirrored_example_exchange_their_classes():
+    recipe = {**RECIPE, "ratio": (1.0, 1.0), "scale": (56, 48), "photometric": False, "flip": 1.0}
+    recipe |= {"flip_pairs": ((1, 2),), "segments": "panoptic", "max_segments": 4}
+    recipe |= {"layers": 1, "keep_empty": "yes"}
+    segments = np.zeros((48, 56), np.int32)
+    segments[:, 20:], segments[:, 40:] = 1, 2
+    table = np.array([1, 2, 3], np.int32)
+    example = {
+        "image": noise_image(14, 48, 56),
+        "semantic": table[segments].astype(np.int16),
+        "segments": segments,
+        "segment_class": table,
+        "segment_is_crowd": np.zeros(3, bool),
+    }
+    found = transforms.train_example(example, recipe, np.random.default_rng(0))
+    assert found["segment_class"].tolist() == [2, 1, 3, -1]
+    np.testing.assert_array_equal(found["segment_class"][found["segments"]], found["semantic"])
+    assert example["segment_class"].tolist() == [1, 2, 3]
+
+
 def golden(name):
     path = GOLDEN / f"{name}.npz"
     if not path.exists():

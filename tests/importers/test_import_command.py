@@ -65,6 +65,17 @@ def test_a_checkpoint_that_does_not_fit_leaves_no_workdir(tmp_path, published, c
     assert not (tmp_path / "work").exists()
 
 
+def test_a_checkpoint_of_other_classes_says_which_head_differs_and_what_to_do(
+    tmp_path, published, capsys
+):
+    ade20k = ("--config.data.dataset.name=ade20k", "--config.model.classes=150")
+    assert run(tmp_path, *ade20k) == 1
+    told = capsys.readouterr().err
+    assert "decode_head.mlp.0.0.weight (12, 32), the model needs (150, 32)" in told
+    assert "--config.init.part=model" in told and "missing" not in told
+    assert not (tmp_path / "work").exists()
+
+
 def test_a_write_that_fails_leaves_no_workdir(tmp_path, published, monkeypatch):
     def fail(*_):
         raise OSError("disk")

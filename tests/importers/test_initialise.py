@@ -94,3 +94,43 @@ def test_another_width_is_listed(tmp_path):
     path = write(tmp_path / "x.safetensors", "timm", fresh(1, backbone=other))
     with pytest.raises(SegjaxError, match=r"misshaped +blocks\.0\.attn\.qkv\.weight"):
         importers.initialise("timm", path, fresh(2))
+
+
+def test_a_file_of_the_same_system_gives_all_but_the_heads_of_other_classes(tmp_path):
+    pretrained, variables = fresh(1, classes=150), fresh(2, classes=3)
+    tensors = importers.to_published("regproxy", pretrained)
+    path = tmp_path / "x.safetensors"
+    save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, path)
+    heads = {"params/head/classifier/kernel", "params/head/classifier/bias"}
+    result, left = importers.initialise_whole("regproxy", path, variables, heads)
+    assert set(left) == heads
+    chex.assert_trees_all_equal(
+        result["params"]["head"]["affinity"], pretrained["params"]["head"]["affinity"]
+    )
+    chex.assert_trees_all_equal(
+        result["params"]["head"]["classifier"], variables["params"]["head"]["classifier"]
+    )
+    chex.assert_trees_all_equal(result["batch_stats"], pretrained["batch_stats"])
+
+
+def test_a_whole_model_that_differs_elsewhere_is_refused(tmp_path):
+    stored, variables = fresh(1, classes=150), fresh(2, early_block=-1)
+    with pytest.raises(SegjaxError, match="run: its model is not this one"):
+        importers.initialise_from_run(stored, variables, (), "run")
+    other = fresh(1, backbone=dict(width=64, depth=1, heads=2, patch=8))
+    with pytest.raises(SegjaxError, match="run: its backbone is not this one"):
+        importers.backbone_from_run(other, variables, "run")
+
+
+def test_heads_are_what_follows_the_number_of_classes():
+    model = dict(
+        system="regproxy",
+        classes=7,
+        early_block=0,
+        image_size=(48, 48),
+        backbone=dict(width=32, depth=1, heads=2, patch=8),
+    )
+    assert systems.heads(model, (48, 48)) == {
+        "params/head/classifier/kernel",
+        "params/head/classifier/bias",
+    }

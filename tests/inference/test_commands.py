@@ -17,23 +17,29 @@ from segjax.data import datasets, transforms
 from segjax.errors import SegjaxError
 from segjax.training import checkpoints
 
+REGPROXY = dict(
+    system="regproxy",
+    backbone=dict(width=32, depth=1, heads=2, patch=16),
+    classes=12,
+    image_size=(64, 64),
+    early_block=0,
+)
+
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """An untrained RegProxy for shapescapes."""
     path = tmp_path_factory.mktemp("run") / "w"
     partial = ConfigDict()
-    partial.model = dict(
-        system="regproxy",
-        backbone=dict(width=32, depth=1, heads=2, patch=16),
-        classes=12,
-        image_size=(64, 64),
-        early_block=0,
-    )
+    partial.model = REGPROXY
     partial.data = dict(dataset=dict(name="shapescapes", size=(64, 64), train=1, validation=5))
     partial.eval = dict(mode="whole", scale=(64, 64), crop=(64, 64), stride=(64, 64), batch=8)
-    config = configs.load(partial)
-    system = systems.build(config.model)
+    return saved_run(path, configs.load(partial))
+
+
+def saved_run(path, config):
+    """A workdir with the untrained model of a config."""
+    system = systems.of_config(config)
     image = jnp.zeros((1, 64, 64, 3), jnp.uint8)
     variables = jax.jit(system.init)(jax.random.key(0), {"image": image})
     checkpoints.save_variables(path, variables, step=3)
@@ -194,3 +200,103 @@ def test_what_is_asked_wrongly_is_one_sentence(argv, sentence, capsys):
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(SegjaxError, match="there are no images in this folder"):
         predict.plan([str(tmp_path)], "out")
+
+
+@pytest.fixture(scope="module")
+def mask_workdir(tmp_path_factory):
+    """An untrained Mask2Former for shapescapes, sure of what it says."""
+    partial = ConfigDict()
+    partial.model = dict(
+        system="mask2former",
+        backbone=dict(width=8, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=4),
+        classes=12,
+        queries=6,
+        layers=1,
+        features=32,
+        hidden=32,
+        encoder_layers=1,
+        encoder_hidden=32,
+    )
+    partial.data = dict(dataset=dict(name="shapescapes", size=(64, 64), train=1, validation=4))
+    partial.augment = dict(segments="panoptic", max_segments=30)
+    partial.eval = dict(
+        mode="whole",
+        scale=(64, 64),
+        tasks=("panoptic", "instance", "semantic"),
+        metric="PQ",
+        object_threshold=0.0,
+        overlap_threshold=0.0,
+    )
+    return saved_run(tmp_path_factory.mktemp("masks") / "w", configs.load(partial))
+
+
+@pytest.fixture(scope="module")
+def tree_workdir(tmp_path_factory):
+    """An untrained RegProxy under shapescapes' three-level tree."""
+    partial = ConfigDict()
+    partial.model = REGPROXY
+    partial.hierarchy = dict(tree="dataset")
+    partial.data = dict(dataset=dict(name="shapescapes", size=(64, 64), train=1, validation=5))
+    partial.eval = dict(mode="whole", scale=(64, 64), crop=(64, 64), stride=(64, 64), batch=8)
+    return saved_run(tmp_path_factory.mktemp("tree") / "w", configs.load(partial))
+
+
+def test_predict_of_a_mask_system_writes_coco_files(mask_workdir, tmp_path):
+    photo = np.random.default_rng(0).integers(0, 256, (50, 70, 3)).astype(np.uint8)
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    command = ["predict", f"--workdir={mask_workdir}", f"--image={tmp_path / 'photo.png'}"]
+    assert cli.main([*command, f"--out={tmp_path / 'out.png'}"]) == 0
+    rgb = np.asarray(Image.open(tmp_path / "out_panoptic.png").convert("RGB")).astype(int)
+    ids = rgb @ [1, 256, 256**2]
+    (told,) = json.loads((tmp_path / "out_panoptic.json").read_text())["annotations"]
+    told = told["segments_info"]
+    assert {row["id"] for row in told} == set(np.unique(ids)) - {0}
+    for row in told:
+        assert row["area"] == (ids == row["id"]).sum()
+    instances = json.loads((tmp_path / "out_instances.json").read_text())
+    assert instances and all(row["segmentation"]["size"] == [50, 70] for row in instances)
+    assert cli.main([*command, f"--out={tmp_path / 'out.png'}", "--scores"]) == 1
+
+
+def test_eval_of_a_mask_system_says_every_task(mask_workdir, capsys):
+    assert cli.main(["eval", f"--workdir={mask_workdir}"]) == 0
+    told = capsys.readouterr().out
+    metrics = json.loads((mask_workdir / "metrics.json").read_text())
+    assert {"PQ", "AP", "mIoU"} <= metrics.keys() and "PQ" in told
+
+
+def test_a_tree_is_scored_and_drawn_on_every_level(tree_workdir, tmp_path):
+    assert cli.main(["eval", f"--workdir={tree_workdir}"]) == 0
+    metrics = json.loads((tree_workdir / "metrics.json").read_text())
+    assert metrics["mIoU^1"] == metrics["mIoU"] and {"mIoU^2", "mIoU^3"} <= metrics.keys()
+
+    photo = np.random.default_rng(0).integers(0, 256, (50, 70, 3)).astype(np.uint8)
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    command = ["predict", f"--workdir={tree_workdir}", f"--image={tmp_path / 'photo.png'}"]
+    assert cli.main([*command, f"--out={tmp_path / 'out.png'}"]) == 0
+    names = ["out_labels.png", "out_level2_labels.png", "out_level3_labels.png"]
+    leaves, middle, top = (np.asarray(Image.open(tmp_path / name)) for name in names)
+    model = segjax.load(tree_workdir)
+    above = model.hierarchy.ancestors
+    np.testing.assert_array_equal(middle, above[leaves, 1])
+    np.testing.assert_array_equal(top, above[leaves, 2])
+    assert (tmp_path / "out_level3.png").is_file()
+
+
+def test_node_scores_never_break_the_tree(tree_workdir):
+    model = segjax.load(tree_workdir)
+    photo = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    result = model(photo)
+    scores = result.node_scores()
+    assert scores.shape == (40, 50, model.hierarchy.nodes)
+    levels = model.hierarchy.tree.levels(scores)
+    for level, parent in enumerate(model.hierarchy.parents):
+        assert (levels[level] <= levels[level + 1][..., list(parent)]).all()
+    assert [one.label_space.classes for one in result.levels()] == list(model.hierarchy.sizes)
+
+
+def test_a_model_without_a_tree_has_no_node_scores(workdir):
+    result = segjax.load(workdir)(np.zeros((40, 50, 3), np.uint8))
+    assert result.levels() == [result]
+    with pytest.raises(SegjaxError, match="without a class tree"):
+        result.node_scores()

@@ -10,6 +10,7 @@ import pytest
 import toy_inference
 from jax.sharding import Mesh
 
+from segjax.data import hierarchies
 from segjax.errors import SegjaxError
 from segjax.inference import evaluation
 from segjax.inference.runner import Runner, infer_ready
@@ -231,6 +232,75 @@ def test_pictures_that_are_no_longer_extreme_are_let_go(monkeypatch):
     details = evaluate(many, settings, mesh(1), details=True, extremes=1)["details"]
     assert [judged.picture.name for judged in details.best] == [many.examples[-1]["name"]]
     assert len(made) == 8 and max(held) <= 2
+
+
+# Levels of a class tree
+
+
+GROUPS = [0, 1, 1, 0, 1]
+"""The group of each class."""
+
+
+@pytest.fixture(scope="module")
+def grouped():
+    """Two scenes whose classes 0 and 3 are one group, the others another."""
+    few = toy_inference.Scenes(SIZES[:2])
+    parents = (*(toy_inference.CLASSES + group for group in GROUPS), -1, -1)
+    few.label_space = dataclasses.replace(
+        few.label_space, groups=("outer", "inner"), parents=parents
+    )
+    return few
+
+
+@pytest.mark.parametrize("shape", [(1,), (8,)], ids=str)
+def test_levels_are_what_replacing_the_labels_of_every_pixel_gives(grouped, shape):
+    metrics = evaluate(grouped, SLIDE, mesh(*shape), pictures=9)
+    areas = np.zeros((3, 2), np.int64)
+    for picture in metrics["pictures"]:
+        known = picture.truth != IGNORE
+        found, truth = (np.array(GROUPS)[x[known]] for x in (picture.labels, picture.truth))
+        for k in (0, 1):
+            right = (found == k) & (truth == k)
+            areas[:, k] += right.sum(), (found == k).sum(), (truth == k).sum()
+    expected = confusion.summary(areas, ("outer", "inner"))
+    assert metrics["levels"] == [{"level": 2, **expected}]
+    assert metrics["mIoU^2"] == expected["mIoU"] != metrics["mIoU"]
+    assert metrics["mIoU^1"] == metrics["mIoU"]
+
+
+def test_a_tree_adds_figures_and_changes_none(grouped):
+    flat = toy_inference.Scenes(SIZES[:2])
+    with_tree, without = (evaluate(scenes, SLIDE, mesh(1)) for scenes in (grouped, flat))
+    assert set(with_tree) - set(without) == {"mIoU^1", "mIoU^2", "levels"}
+    assert {name: with_tree[name] for name in without} == without
+    given = evaluate(flat, SLIDE, mesh(1), hierarchy=hierarchies.of(grouped.label_space))
+    assert given == with_tree
+
+
+def test_levels_and_details_share_a_matrix(grouped):
+    metrics = evaluate(grouped, SLIDE, mesh(1), details=True)
+    pairs, top = metrics["details"].pairs, np.array(GROUPS) == 0
+    outer = metrics["levels"][0]["classes"][0]
+    assert outer["labelled"] == pairs[top].sum() and outer["predicted"] == pairs[:, top].sum()
+    assert outer["IoU"] == round(
+        100 * pairs[top][:, top].sum() / (pairs[top].sum() + pairs[~top][:, top].sum()), 2
+    )
+
+
+def test_the_printed_figures_have_a_table_and_a_mean_per_level(grouped, capsys):
+    metrics = evaluate(grouped, SLIDE, mesh(1))
+    evaluation.print_table(metrics)
+    out = capsys.readouterr().out
+    assert "level 2" in out and "outer" in out and "class 4" in out
+    assert f"mIoU {metrics['mIoU']:.2f}  mIoU^2 {metrics['mIoU^2']:.2f}  mAcc" in out
+
+
+def test_a_tree_of_other_classes_is_named(grouped):
+    with pytest.raises(SegjaxError, match="class tree shapescapes does not fit the label space"):
+        evaluate(grouped, SLIDE, mesh(1), hierarchy=hierarchies.load("shapescapes"))
+
+
+# Reports
 
 
 def test_metrics_are_written_as_json_without_nan(tmp_path, sliding):

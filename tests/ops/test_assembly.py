@@ -123,13 +123,14 @@ def test_probabilities_of_one_copy_are_its_softmax():
     np.testing.assert_allclose(probabilities, jax.nn.softmax(logits, axis=-1), rtol=1e-6)
 
 
-def test_a_flip_is_undone_exactly():
-    """Mirrored scores of a mirrored image give, to the last bit, what the plain ones give."""
+def test_a_flip_is_undone():
+    """Mirrored scores of a mirrored image give what the plain ones give, up to the last bit: which
+    of two taps is multiplied first decides what a fused multiply-add rounds."""
     case = ((40, 64), (40, 64), (40, 64), (10, 16), ((0,), (0,)), False)
     scores = random_scores(case)
     plain = assembly.scores([copy_of(case, scores)])
     mirrored = assembly.scores([copy_of((*case[:-1], True), scores[:, :, ::-1])])
-    np.testing.assert_array_equal(plain, mirrored)
+    assert relative_error(mirrored, plain) < 1e-6
 
 
 def test_images_of_a_batch_with_unlike_sizes_do_not_touch_each_other():

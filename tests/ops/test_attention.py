@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from segjax.ops import attention as module
-from segjax.ops.attention import attention, attention_with_dropout, fused, tiled
+from segjax.ops.attention import (
+    attention,
+    attention_with_dropout,
+    fused,
+    masked_attention,
+    tiled,
+)
 
 
 def plain(query, key, value):
@@ -110,3 +116,62 @@ def test_dropped_weights_leave_the_mean_and_touch_that_share():
         rtol=1e-5,
         atol=1e-6,
     )
+
+
+def some_forbidden():
+    """bool [2, 11, 17], of which one row forbids everything and one all but one."""
+    forbidden = jax.random.bernoulli(jax.random.key(7), 0.6, (2, 11, 17))
+    return forbidden.at[0, 3].set(True).at[1, 4].set(jnp.arange(17) != 5)
+
+
+def plain_masked(query, key, value, forbidden):
+    logits = jnp.einsum("bnhd,bmhd->bhnm", query, key) * query.shape[-1] ** -0.5
+    everything = forbidden.all(axis=-1, keepdims=True)
+    weights = jax.nn.softmax(jnp.where(forbidden & ~everything, -jnp.inf, logits.swapaxes(0, 1)))
+    return jnp.einsum("hbnm,bmhd->bnhd", weights, value)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_masked_attention_and_its_gradient_are_those_of_the_definition(monkeypatch, qkv, backend):
+    """Head by head on a CPU, all at once elsewhere."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    forbidden = some_forbidden()
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def both(form):
+        mixed, pull = jax.vjp(lambda *args: form(*args, forbidden), *qkv)
+        return mixed, *pull(jnp.sin(mixed))
+
+    for ours, expected in zip(both(masked_attention), both(plain_masked), strict=True):
+        assert jnp.linalg.norm(ours - expected) <= 1e-6 * jnp.linalg.norm(expected)
+
+
+def test_forbidden_pixels_have_no_say_and_a_row_of_them_all_has_its_say(qkv):
+    query, key, value = qkv
+    forbidden = some_forbidden()
+    mixed = masked_attention(query, key, value, forbidden)
+    chex.assert_trees_all_close(mixed[1, 4], value[1, 5], atol=1e-6)  # the one that is left
+    everywhere = masked_attention(query, key, value, jnp.zeros_like(forbidden))
+    chex.assert_trees_all_close(mixed[0, 3], everywhere[0, 3], atol=1e-6)
+    chex.assert_trees_all_close(everywhere, plain(*qkv), atol=1e-6)
+    slope = jax.grad(lambda value: masked_attention(query, key, value, forbidden)[1, 4].sum())
+    assert jnp.count_nonzero(slope(value)) == 3 * 8
+
+
+def test_masked_attention_is_torchs(qkv):
+    torch = pytest.importorskip("torch")
+    forbidden = some_forbidden() & ~some_forbidden().all(axis=-1, keepdims=True)
+    theirs = [torch.tensor(np.asarray(x)).transpose(1, 2) for x in qkv]
+    allowed = torch.tensor(np.asarray(~forbidden))[:, None]
+    mixed = torch.nn.functional.scaled_dot_product_attention(*theirs, attn_mask=allowed)
+    ours = masked_attention(*qkv, some_forbidden())
+    chex.assert_trees_all_close(ours, mixed.transpose(1, 2).numpy(), atol=1e-6)
+
+
+def test_masked_attention_of_half_precision_and_large_logits_is_finite_and_close(qkv):
+    rough = masked_attention(*(x.astype(jnp.bfloat16) for x in qkv), some_forbidden())
+    assert rough.dtype == jnp.bfloat16
+    exact = plain_masked(*qkv, some_forbidden())
+    chex.assert_trees_all_close(rough.astype(jnp.float32), exact, atol=0.03)
+    large = masked_attention(100 * qkv[0], 100 * qkv[1], qkv[2], some_forbidden())
+    assert jnp.isfinite(large).all()

@@ -14,6 +14,17 @@ import jax
 import numpy as np
 
 from tests.parity import (
+    crm,
+    crm_cascade,
+    crm_data,
+    hssn,
+    hssn_data,
+    hssn_losses,
+    hssn_networks,
+    mask2former,
+    mask2former_data,
+    mask2former_ops,
+    mask2former_results,
     regproxy,
     regproxy_decoders,
     regproxy_segmenter,
@@ -24,14 +35,35 @@ from tests.parity.weights import Case, cases
 Runner = Callable[[dict, Mapping[str, np.ndarray], Mapping[str, np.ndarray]], dict]
 
 RUNNERS: dict[str, Runner] = {
+    **hssn.RUNNERS,
+    **hssn_data.RUNNERS,
+    **hssn_losses.RUNNERS,
     **regproxy.RUNNERS,
     **regproxy_decoders.RUNNERS,
     **regproxy_segmenter.RUNNERS,
     **regproxy_superpixels.RUNNERS,
+    **mask2former.RUNNERS,
+    **mask2former_data.RUNNERS,
+    **mask2former_ops.RUNNERS,
+    **mask2former_results.RUNNERS,
+    **hssn_networks.RUNNERS,
+    **crm.RUNNERS,
+    **crm_cascade.RUNNERS,
+    **crm_data.RUNNERS,
 }
 # (what, output) -> error of ours against stored, where the rule of the method is not the relative
 # error.
-JUDGES: dict[tuple[str, str], Callable[[Case, np.ndarray, np.ndarray], float]] = {**regproxy.JUDGES}
+JUDGES: dict[tuple[str, str], Callable[[Case, np.ndarray, np.ndarray], float]] = {
+    **regproxy.JUDGES,
+    **mask2former.JUDGES,
+    **mask2former_data.JUDGES,
+    **mask2former_results.JUDGES,
+    **hssn.JUDGES,
+    **hssn_networks.JUDGES,
+    **crm.JUDGES,
+    **crm_cascade.JUDGES,
+    **crm_data.JUDGES,
+}
 
 
 def errors(case: Case) -> dict[str, float]:
@@ -61,8 +93,10 @@ def output_error(
         return np.inf
     if ours.shape != theirs.shape:
         return np.inf
-    if (case.what, name) in JUDGES:
-        return JUDGES[case.what, name](case, ours, theirs)
+    # Of "grad/NAME" the part before the slash says how it is judged.
+    judge = JUDGES.get((case.what, name)) or JUDGES.get((case.what, name.partition("/")[0]))
+    if judge is not None:
+        return judge(case, ours, theirs)
     if theirs.size == 0 or not theirs.any() or name in case.meta.get("zero_outputs", ()):
         return absolute(ours)
     if theirs.dtype == bool:

@@ -14,7 +14,7 @@ from tests.parity.weights import Case, cases, tensor_value
 HERE = Path(__file__).parent
 KEPT = HERE / "cases"
 FOLDER = Path(os.environ.get("SEGJAX_PARITY") or HERE.parents[2] / "shared" / "parity")
-METHODS = ("regproxy",)
+METHODS = ("regproxy", "mask2former", "hssn", "crm")
 
 
 def further_cases() -> list[Case]:

@@ -132,24 +132,24 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(straight, tmp_path):
 def test_a_finished_run_is_not_trained_again(straight, monkeypatch):
     workdir = straight[0] / "w"
     monkeypatch.setattr(loader, "train_batches", None)
-    monkeypatch.setattr(loop.evaluation, "evaluate", None)
+    monkeypatch.setattr(loop.measure, "evaluate", None)
     metrics = loop.train(configs.read(workdir / "config.json"), workdir)
     assert metrics["step"] == 6
     assert metrics["mIoU"] == json.loads((workdir / "metrics.json").read_text())["mIoU"]
 
 
 def test_an_evaluation_interrupted_after_the_last_save_is_done_again(tmp_path, monkeypatch):
-    config, evaluate = tiny_config("--config.steps=2"), loop.evaluation.evaluate
+    config, evaluate = tiny_config("--config.steps=2"), loop.measure.evaluate
 
     def interrupted(*args, **options):
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(loop.evaluation, "evaluate", interrupted)
+    monkeypatch.setattr(loop.measure, "evaluate", interrupted)
     with pytest.raises(signals.Interrupted) as stop:
         loop.train(config, tmp_path)
     assert stop.value.code == 143
     assert not (tmp_path / "metrics.json").exists()
-    monkeypatch.setattr(loop.evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(loop.measure, "evaluate", evaluate)
     monkeypatch.setattr(loader, "train_batches", None)  # nothing is left to train
     assert loop.train(config, tmp_path)["step"] == 2
     assert json.loads((tmp_path / "metrics.json").read_text())["step"] == 2

@@ -1,4 +1,4 @@
-"""AdamW and SGD against torch and their formulas."""
+"""AdamW, Adam and SGD against torch and their formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -29,19 +29,21 @@ def params():
     }
 
 
-def test_adamw_is_torchs():
+@pytest.mark.parametrize("name", ["AdamW", "Adam"])
+def test_adams_are_torchs(name):
+    """AdamW's decay is beside the gradient, Adam's in it."""
     torch = pytest.importorskip("torch", reason="torch is the oracle; pip install .[test]")
     values = np.linspace(-1, 1, 7, dtype=np.float32)
     gradients = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
     theirs = torch.nn.Parameter(torch.tensor(values))
-    reference = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.2)
-    adamw = optimizers.make(settings(weight_decay=0.2), CONSTANT, 10)
+    reference = getattr(torch.optim, name)([theirs], lr=0.1, weight_decay=0.2)
+    adam = optimizers.make(settings(name=name.lower(), weight_decay=0.2), CONSTANT, 10)
     ours = {"w": jnp.array(values)}
-    state = adamw.init(ours)
+    state = adam.init(ours)
     for gradient in gradients:
         theirs.grad = torch.tensor(gradient)
         reference.step()
-        updates, state = adamw.update({"w": jnp.array(gradient)}, state, ours)
+        updates, state = adam.update({"w": jnp.array(gradient)}, state, ours)
         ours = jax.tree.map(jnp.add, ours, updates)
     # optax takes 1 - 0.999^t in float32, which is 1.3e-5 off at t = 1; each update is 0.1 long.
     np.testing.assert_allclose(ours["w"], theirs.detach().numpy(), atol=1.3e-5 * 0.1 * 5)
@@ -111,6 +113,27 @@ def test_layer_decay_scales_the_update():
         updates.append(adamw.update(gradients, adamw.init(params()), params())[0])
     scaled = jax.tree.map(jnp.multiply, updates[0], optimizers.rate_multipliers(params(), 0.5))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates[1], scaled)
+
+
+def test_the_floor_of_a_schedule_is_the_same_for_every_parameter():
+    """mmcv's poly: (base of the group - floor) * (1 - t / n)^power + floor."""
+    poly = dict(
+        name="poly", power=0.9, min_rate=1e-3, warmup_steps=0, warmup_ratio=0.0
+    )
+    sgd = optimizers.make(
+        settings(
+            name="sgd", learning_rate=0.1, momentum=0.0, weight_decay=0.0, rates=(("^a", 0.1),)
+        ),
+        poly,
+        10,
+    )
+    ones = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    state = sgd.init(ones)
+    for t in range(10):
+        updates, state = sgd.update(ones, state, ones)
+        for name, base in (("a", 0.01), ("b", 0.1)):
+            wanted = (base - 1e-3) * (1 - t / 10) ** 0.9 + 1e-3
+            np.testing.assert_allclose(updates[name], -wanted, rtol=1e-5)
 
 
 def test_clipping_bounds_the_norm_of_all_gradients_together():

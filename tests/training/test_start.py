@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 from tiny_training import tiny_config
 
@@ -27,7 +28,7 @@ def test_training_starts_from_a_pretrained_file(tmp_path):
         {name: np.ascontiguousarray(x) for name, x in tensors.items()}, tmp_path / "vit.safetensors"
     )
 
-    config.init = dict(layout="timm", checkpoint=str(tmp_path / "vit.safetensors"))
+    config.init.layout, config.init.checkpoint = "timm", str(tmp_path / "vit.safetensors")
     config.augment.crop = config.eval.crop = config.eval.stride = (64, 64)
     config.model.image_size = (64, 64)
     loop.train(config, tmp_path / "run")
@@ -44,14 +45,37 @@ def test_training_starts_from_a_pretrained_file(tmp_path):
     np.testing.assert_array_equal(ours["pos_embed"][:, 0], square[:, 0])
 
 
+def test_training_starts_from_all_but_the_heads_of_a_workdir_for_other_classes(tmp_path, capsys):
+    config = tiny_config("--config.steps=1", "--config.optimizer.learning_rate=0.0")
+    config.optimizer.ema = 0.0
+    image = np.zeros((1, *config.augment.crop, 3), np.uint8)
+    other = systems.build(config.model.to_dict() | dict(classes=7))
+    stored = jax.jit(other.init)(jax.random.key(5), {"image": image})
+    checkpoints.save_variables(tmp_path / "other", stored)
+
+    config.init.layout, config.init.checkpoint = "segjax", str(tmp_path / "other")
+    config.init.part = "model"
+    loop.train(config, tmp_path / "run")
+    begun, _, _ = checkpoints.load_variables(tmp_path / "run", "last")
+    heads = systems.heads(config.model, tuple(config.augment.crop))
+    theirs, ours = flatten_dict(stored, sep="/"), flatten_dict(begun, sep="/")
+    for path in ours.keys() - heads:
+        if path.startswith("params/"):
+            np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)
+    assert heads and all(ours[path].shape != theirs[path].shape for path in heads)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "random heads: " in told and "other (segjax)" in told
+
+
 @pytest.mark.parametrize(
     "overrides, message",
     [
+        (["--config.init.part=neck"], "config.init.part: 'neck' is none of backbone, model"),
         (["--config.eval.mode=slide", "--config.eval.stride=(40, 40)"], "leaves gaps"),
         (["--config.model.classes=7"], "config.model.classes is 7, but shapescapes has 12"),
         (["--config.data.batch=6", "--config.mesh.axes=(('data', 4), ('tensor', 2))"], "batch"),
     ],
-    ids=["stride", "classes", "batch"],
+    ids=["part", "stride", "classes", "batch"],
 )
 def test_a_config_that_cannot_work_is_refused_before_anything_is_written(
     overrides, message, tmp_path

@@ -78,7 +78,7 @@ def test_nothing_is_compiled_after_step_2(tmp_path, monkeypatch):
         return draw(self, batches)
 
     monkeypatch.setattr(loop._Trainer, "_draw", counted)
-    monkeypatch.setattr(loop.evaluation, "evaluate", lambda *_, **__: {"mIoU": 0.0})
+    monkeypatch.setattr(loop.measure, "evaluate", lambda *_, **__: {"mIoU": 0.0})
     seldom = ("--config.checkpoint.every=100", "--config.eval.every=100")
     loop.train(tiny_config(*seldom, "--config.log.every=1"), tmp_path)
     assert compiled and drawn[0] == 6

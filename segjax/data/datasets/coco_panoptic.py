@@ -75,7 +75,16 @@ def label_space(
     if not categories:
         return builtin("coco_panoptic")
     path = Path(manual_dir).expanduser() / Path(categories).expanduser()
-    rows = _read_json(path)
+    return categories_of(path)
+
+
+def categories_of(path: Path, things_alone: bool = False) -> LabelSpace:
+    """The classes of a JSON of categories, or of any COCO JSON that has them.
+
+    Raises:
+        SegjaxError: a category lacks id, name or (unless all are things) isthing.
+    """
+    rows = read_json(path)
     rows = rows.get("categories", rows) if isinstance(rows, dict) else rows
     try:
         colours = [tuple(row["color"]) if "color" in row else None for row in rows]
@@ -83,12 +92,13 @@ def label_space(
             name=path.stem,
             names=tuple(str(row["name"]) for row in rows),
             palette=distinct_palette(len(rows), colours),
-            is_thing=tuple(bool(row["isthing"]) for row in rows),
+            is_thing=tuple(things_alone or bool(row["isthing"]) for row in rows),
             ids=tuple(int(row["id"]) for row in rows),
         )
     except (KeyError, TypeError, ValueError) as error:
+        needed = "id and name" if things_alone else "id, name and isthing"
         raise SegjaxError(
-            f"{path}: every category needs id, name and isthing ({type(error).__name__}: {error})."
+            f"{path}: every category needs {needed} ({type(error).__name__}: {error})."
         ) from None
 
 
@@ -105,7 +115,7 @@ def source(
     """The files of a split. Options as in `load`."""
     if split not in COCO_SPLITS:
         raise SegjaxError(f"coco_panoptic has the splits train and validation, not '{split}'.")
-    root = _root(data_dir, manual_dir)
+    root = root_of(data_dir, manual_dir)
     image_root, mask_root, json_path = (
         root / text.replace("{split}", COCO_SPLITS[split]) for text in (images, masks, annotations)
     )
@@ -122,7 +132,7 @@ def source(
 
     @functools.cache
     def listed() -> tuple[list[dict[str, Any]], dict[Any, str]]:
-        content = _read_json(json_path)
+        content = read_json(json_path)
         try:
             files = {row["id"]: row["file_name"] for row in content.get("images", ())}
             rows = sorted(content["annotations"], key=lambda row: row["file_name"])
@@ -143,6 +153,7 @@ def source(
             ids = [int(segment["id"]) for segment in row["segments_info"]]
             labels = [int(segment["category_id"]) for segment in row["segments_info"]]
             crowds = [bool(segment.get("iscrowd", 0)) for segment in row["segments_info"]]
+            areas = [float(segment.get("area", -1)) for segment in row["segments_info"]]
         except (KeyError, TypeError, ValueError) as error:
             raise SegjaxError(f"{where}: a segment lacks {error} (id, category_id).") from None
         classes = space.from_ids(np.array(labels, np.int64))
@@ -161,6 +172,11 @@ def source(
         pairs.check_size(mask, colour.shape[:2], image, size)
         drawn = colour[..., 0] + 256 * colour[..., 1] + 65536 * colour[..., 2]
         segments = _segment_index(drawn, ids, mask, json_path)
+        if 0 in areas:
+            raise SegjaxError(
+                f"{where}: segment {ids[areas.index(0)]} has area 0, but there are pixels of it in"
+                f" {mask.name}; write its number of pixels."
+            )
         semantic = np.where(segments < 0, IGNORE, classes[segments] if ids else IGNORE)
         return Record(
             image=data,
@@ -169,11 +185,12 @@ def source(
             segments=segments,
             segment_class=classes,
             segment_is_crowd=crowds,
+            segment_area=() if -1 in areas else areas,
         )
 
-    facts = [images, masks, annotations, json_path.stat().st_size, _digest(json_path)]
+    facts = [images, masks, annotations, json_path.stat().st_size, digest(json_path)]
     if manual_dir:  # files of one's own change; COCO's don't
-        facts += [_listing(image_root), _listing(mask_root)]
+        facts += [listing(image_root), listing(mask_root)]
     return Source(
         dataset="coco_panoptic",
         split=split,
@@ -202,11 +219,15 @@ def _segment_index(drawn: np.ndarray, ids: list[int], mask: Path, json_path: Pat
     counts = np.bincount(index.ravel(), minlength=len(known))
     if (counts[1:] == 0).any():
         absent = ids[int(np.argmax(counts[1:] == 0))]
-        raise SegjaxError(f"{mask}: segment {absent} of {json_path.name} has no pixel in it.")
+        raise SegjaxError(
+            f"{mask}: segment {absent} of {json_path.name} has no pixel in it; take it out of"
+            " the JSON, or draw it."
+        )
     return (index - 1).astype(np.int32)
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, or a SegjaxError."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -215,12 +236,13 @@ def _read_json(path: Path) -> Any:
         raise SegjaxError(f"{path}: this is not JSON, or it is truncated ({error}).") from None
 
 
-def _listing(folder: Path) -> list[tuple[str, int, int]]:
+def listing(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of every file."""
     entries = [(entry.name, entry.stat()) for entry in os.scandir(folder)]
     return sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in entries)
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
     """Stands for the content of a file that may be hundreds of megabytes: both its ends."""
     with open(path, "rb") as file:
         head = file.read(65536)
@@ -228,7 +250,8 @@ def _digest(path: Path) -> str:
         return prepared.key_of(head, file.read())
 
 
-def _root(data_dir: str | PathLike[str], manual_dir: str | PathLike[str]) -> Path:
+def root_of(data_dir: str | PathLike[str], manual_dir: str | PathLike[str]) -> Path:
+    """What the paths of the options are relative to."""
     manual = (
         Path(manual_dir) if manual_dir else prepared.manual_directory("coco_panoptic", data_dir)
     )

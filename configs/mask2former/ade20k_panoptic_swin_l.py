@@ -1,0 +1,22 @@
+r"""Mask2Former, Swin-L, on ADE20K panoptic: PQ/AP/mIoU 48.1/34.2/54.5 (model zoo).
+
+    segjax train --config=configs/mask2former/ade20k_panoptic_swin_l.py --workdir=W \
+        --config.init.layout=swin --config.init.checkpoint=PRETRAINED
+    segjax import --layout=mask2former --config=configs/mask2former/ade20k_panoptic_swin_l.py \
+        --checkpoint=OFFICIAL.pkl --workdir=W
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import universal
+
+
+def get_config() -> ConfigDict:
+    config = universal.ade20k("panoptic", 640)
+    config.model = dict(
+        system="mask2former",
+        backbone="swin_l",
+        classes=150,
+        queries=200,
+    )
+    return universal.trained(config)

@@ -1,0 +1,21 @@
+r"""Mask2Former, Swin-S, on Cityscapes instances: AP 41.8 (model zoo).
+
+    segjax train --config=configs/mask2former/cityscapes_instance_swin_s.py --workdir=W \
+        --config.init.layout=swin --config.init.checkpoint=PRETRAINED
+    segjax import --layout=mask2former --config=configs/mask2former/cityscapes_instance_swin_s.py \
+        --checkpoint=OFFICIAL.pkl --workdir=W
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import universal
+
+
+def get_config() -> ConfigDict:
+    config = universal.cityscapes("instance")
+    config.model = dict(
+        system="mask2former",
+        backbone="swin_s",
+        classes=8,
+    )
+    return universal.trained(config)

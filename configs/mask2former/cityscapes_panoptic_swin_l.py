@@ -1,0 +1,22 @@
+r"""Mask2Former, Swin-L, on Cityscapes panoptic: PQ/AP/mIoU 66.6/43.6/82.9 (model zoo).
+
+    segjax train --config=configs/mask2former/cityscapes_panoptic_swin_l.py --workdir=W \
+        --config.init.layout=swin --config.init.checkpoint=PRETRAINED
+    segjax import --layout=mask2former --config=configs/mask2former/cityscapes_panoptic_swin_l.py \
+        --checkpoint=OFFICIAL.pkl --workdir=W
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import universal
+
+
+def get_config() -> ConfigDict:
+    config = universal.cityscapes("panoptic")
+    config.model = dict(
+        system="mask2former",
+        backbone="swin_l",
+        classes=19,
+        queries=200,
+    )
+    return universal.trained(config)

@@ -1,0 +1,21 @@
+r"""Mask2Former, Swin-B, on COCO panoptic: PQ/AP/mIoU 55.1/45.2/65.1 (model zoo).
+
+    segjax train --config=configs/mask2former/coco_panoptic_swin_b.py --workdir=W \
+        --config.init.layout=swin --config.init.checkpoint=PRETRAINED
+    segjax import --layout=mask2former --config=configs/mask2former/coco_panoptic_swin_b.py \
+        --checkpoint=OFFICIAL.pkl --workdir=W
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import universal
+
+
+def get_config() -> ConfigDict:
+    config = universal.coco("panoptic", 368750)
+    config.model = dict(
+        system="mask2former",
+        backbone="swin_b",
+        classes=133,
+    )
+    return universal.trained(config, milestones=(327778, 355092))

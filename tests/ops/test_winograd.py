@@ -1,0 +1,63 @@
+"""3x3 convolutions in Winograd's form against XLA's."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segjax.ops import winograd
+
+RNG = np.random.default_rng(0)
+
+
+def samples(size, inputs=128, outputs=160, batch=2):
+    x = RNG.standard_normal((batch, *size, inputs), np.float32)
+    kernel = RNG.standard_normal((3, 3, inputs, outputs), np.float32) / np.sqrt(9 * inputs)
+    return jnp.asarray(x), jnp.asarray(kernel, jnp.float32)
+
+
+def program_of(x, kernel):
+    return jax.jit(winograd.conv3x3).lower(x, kernel).as_text()
+
+
+@pytest.mark.parametrize("size", [(6, 8), (7, 5), (1, 1), (2, 9), (13, 1)])
+@pytest.mark.parametrize("tiles", [1024, 12])
+def test_the_convolution_is_xlas(size, tiles, monkeypatch):
+    """Whatever the parity of the sides; in one strip and in several."""
+    monkeypatch.setattr(winograd, "TILES", tiles)
+    x, kernel = samples(size)
+    ours = jax.jit(lambda x, k: winograd.conv3x3(x, k))(x, kernel)
+    theirs = winograd.direct(x, kernel)
+    assert ours.shape == theirs.shape
+    np.testing.assert_allclose(ours, theirs, atol=6e-6 * float(jnp.abs(theirs).max()))
+
+
+def test_it_is_done_with_products_where_channels_are_many():
+    assert "convolution" not in program_of(*samples((6, 8)))
+    assert "convolution" in program_of(*samples((6, 8), inputs=64))
+    assert "convolution" in program_of(*samples((6, 8), outputs=32))
+    x, kernel = samples((6, 8))
+    assert "convolution" in program_of(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+
+
+def test_its_gradients_are_xlas(monkeypatch):
+    monkeypatch.setattr(winograd, "TILES", 12)
+    x, kernel = samples((7, 6))
+    weight = jnp.asarray(RNG.standard_normal((2, 7, 6, 160), np.float32))
+
+    def slopes(convolve):
+        return jax.jit(jax.grad(lambda *a: (convolve(*a) * weight).sum(), (0, 1)))(x, kernel)
+
+    for ours, theirs in zip(slopes(winograd.conv3x3), slopes(winograd.direct)):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * float(jnp.abs(theirs).max()))
+
+
+def test_temporaries_do_not_grow_with_the_image():
+    """What is transformed would have four times its bytes."""
+    x, kernel = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in samples((4, 4), 128, 128, 1))
+    x = jax.ShapeDtypeStruct((1, 256, 256, 128), jnp.float32)
+    memory = jax.jit(winograd.conv3x3).lower(x, kernel).compile().memory_analysis()
+    image = 256 * 256 * 128 * 4
+    assert memory.temp_size_in_bytes < 3.5 * image
