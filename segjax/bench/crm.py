@@ -109,7 +109,14 @@ def cascade_pair(tiny: bool, side: int) -> tuple[Any, Any]:
         head_features=8,
     )
     system = cascade_psp.build(side=side, stride=side // 2, **(small if tiny else {}))
-    return system, _variables(system)
+    variables = _variables(system)
+    # About half of the pixels shall be the object's, or there are no crops to look at again.
+    seen = (side // 16 * 8, side // 8 * 8)
+    batch = {"image": photograph(seen)[None], "coarse_mask": coarse_mask(seen)[None]}
+    logits = np.asarray(jax.jit(system.predict)(variables, batch).logits)
+    bias = variables["params"]["head_1"]["conv2"]["bias"]
+    bias -= np.median(logits)
+    return system, variables
 
 
 def _variables(system: Any) -> Any:
@@ -157,7 +164,11 @@ def runs_of(options: Options) -> dict[str, Callable[[], np.ndarray]]:
 
 def refinement(options: Options) -> Contest:
     """Four turns, an eighth to the whole of the image's size."""
-    return _compared("CRM", runs_of(options), "runs_of", options, {RELEASED: TWICE})
+    runs = runs_of(options)
+    errors = {
+        name: agree(f"CRM, {name}", runs[OURS](), runs[name](), 1e-3) for name in (RELEASED, SHORT)
+    }
+    return Contest(_sides(runs, "runs_of", options), errors, goals={RELEASED: TWICE})
 
 
 def ways_of(options: Options) -> dict[str, Callable[[], np.ndarray]]:
@@ -176,9 +187,7 @@ def ways(options: Options) -> Contest:
     """Ours against ours; a ratio below 1 is faster than asking all pixels without a bound."""
     runs = ways_of(options)
     error = agree("CRM in bounded memory", runs[OURS](), runs[BOUNDED](), 1e-4)
-    peaks = {name: peak("ways_of", name, options) for name in runs}
-    sides = {name: Side(run, peaks[name]) for name, run in runs.items()}
-    return Contest(sides, {BOUNDED: error})
+    return Contest(_sides(runs, "ways_of", options), {BOUNDED: error})
 
 
 def cascades_of(options: Options) -> dict[str, Callable[[], np.ndarray]]:
@@ -194,23 +203,20 @@ def cascades_of(options: Options) -> dict[str, Callable[[], np.ndarray]]:
 
 
 def cascade(options: Options) -> Contest:
-    """A global step, then crops of half that stride."""
+    """A global step, then crops of half that stride. The error is the share of pixels that are the
+    object's for one side only: what is above 0.5 after the first step is the second's input, so
+    rounding may tip a pixel."""
     runs = cascades_of(options)
-    return _compared("CascadePSP", runs, "cascades_of", options, {"torch": Goal(1.0)})
+    masks = {name: (run() > 0.5).astype(np.int32) for name, run in runs.items()}
+    error = agree("CascadePSP", masks[OURS], masks["torch"], 1e-3)
+    sides = _sides(runs, "cascades_of", options)
+    return Contest(sides, {"torch": error}, goals={"torch": Goal(1.0)})
 
 
-def _compared(
-    what: str,
-    runs: dict[str, Callable[[], np.ndarray]],
-    maker: str,
-    options: Options,
-    goals: dict[str, Goal],
-) -> Contest:
-    ours = runs[OURS]()
-    others = [name for name in runs if name != OURS]
-    errors = {name: agree(f"{what} ({name})", ours, runs[name](), 1e-3) for name in others}
-    sides = {name: Side(run, peak(maker, name, options)) for name, run in runs.items()}
-    return Contest(sides, errors, goals=goals)
+def _sides(
+    runs: dict[str, Callable[[], np.ndarray]], maker: str, options: Options
+) -> dict[str, Side]:
+    return {name: Side(run, peak(maker, name, options)) for name, run in runs.items()}
 
 
 def boundaries(options: Options) -> Contest:

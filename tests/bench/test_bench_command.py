@@ -116,6 +116,25 @@ def test_hssn_is_measured(tmp_path):
 
 
 @needs_torch
+@pytest.mark.slow
+def test_crm_is_measured(tmp_path):
+    rows = run(tmp_path, "crm", "--quick")
+    assert {name: {*row["sides"]} - {"segjax"} for name, row in rows.items()} == {
+        "CRM, 72 x 100": {"torch, as released", "torch, three stages"},
+        "CRM, ways to ask": {"bounded memory", "around the boundary"},
+        "CascadePSP, 72 x 100": {"torch"},
+        "boundary accuracy, 300 x 450": {"OpenCV"},
+    }
+    released = rows["CRM, 72 x 100"]["sides"]["torch, as released"]
+    assert released["goal"] == {"time": 2.0, "temporary": 2.0}
+    for name, row in rows.items():
+        for side, found in row["sides"].items():
+            if {side} & {"segjax", "around the boundary"}:
+                continue  # the one is what is compared with, the other asks less
+            assert found["error"] <= 1e-3, (name, side)
+
+
+@needs_torch
 def test_without_transformers_mask2former_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert cli.main(["bench", "mask2former", "--quick"]) == 1

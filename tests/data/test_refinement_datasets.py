@@ -286,6 +286,7 @@ SMALL = {
     "size": (48, 64),
     "validation_size": (192, 256),
     "coarse_size": (96, 128),
+    "zoom": (0.5, 2.0),
     "train": 6,
     "validation": 6,
 }
@@ -305,7 +306,7 @@ def test_generated_objects_are_parts_of_their_scene(generated):
             example = dataset[i]
             assert example["image"].shape == (*shape, 3) and example["mask"].shape == shape
             assert set(np.unique(example["mask"])) == {0, 255}
-            assert 0.015 < (example["mask"] > 0).mean() < 0.9
+            assert 0.015 < (example["mask"] > 0).mean() < 1
 
 
 def test_windows_hold_the_middle_of_their_object():
@@ -319,6 +320,12 @@ def test_windows_hold_the_middle_of_their_object():
             assert 0.25 * side <= middle - where.start <= 0.75 * side + 1
             starts[name].add(where.start)
     assert min(map(len, starts.values())) > 8
+    wide = np.zeros_like(mask)
+    wide[20:30, [2, 78]] = 255  # two parts farther apart than the window is wide
+    windows = [
+        shapescapes_masks.around(wide, (24, 32), np.random.default_rng(seed)) for seed in range(20)
+    ]
+    assert all(wide[window].any() for window in windows)
     corner = np.zeros_like(mask)
     corner[:2, :2] = 255
     window = shapescapes_masks.around(corner, (60, 32), np.random.default_rng(0))
@@ -352,7 +359,8 @@ def test_more_scenes_begin_with_the_same(generated, tmp_path):
     ("options", "message"),
     [
         ({"validation_size": (8, 8)}, r"dataset\.validation_size is \(8, 8\)"),
-        ({"size": (64, 300)}, r"dataset\.size is \(64, 300\).*coarse_size, \(256, 256\)"),
+        ({"size": (64, 300)}, r"dataset\.size is \(64, 300\).*scenes of \(128, 128\)"),
+        ({"zoom": (2.0, 1.0)}, r"dataset\.zoom is \(2\.0, 1\.0\)"),
         ({"iou_target": (0.9, 0.8)}, r"dataset\.iou_target is \(0\.9, 0\.8\)"),
         ({"validation": 0}, r"dataset\.validation is 0"),
     ],

@@ -1,11 +1,10 @@
 """Objects of shapescapes for refinement: a scene, the mask of one thing in it, and a coarse one.
 
-Nothing is downloaded; see `segjax.data.scenes` for what is painted. Scenes are seen small
-(`coarse_size`) and large (`validation_size`). A training example is a window of a small scene
-around its object, with the exact mask alone, as coarse ones are drawn anew each time. A validation
-example is a whole large scene, and its coarse mask is fixed: the exact mask is made small,
-perturbed (see `segjax.data.perturb`) and enlarged again, so its boundary is as coarse as that of a
-network that works on small scenes.
+Nothing is downloaded; see `segjax.data.scenes` for what is painted. A training example is a window
+of a small scene (`coarse_size`, nearer or farther by `zoom`), with the exact mask alone, as coarse
+ones are drawn anew each time. A validation example is a whole large scene (`validation_size`), and
+its coarse mask is fixed: the exact mask is made small, perturbed (see `segjax.data.perturb`) and
+enlarged again, so its boundary is as coarse as that of a network that works on small scenes.
 
 The perturbation moves boundaries by pixels, so the smaller a mask is, the more it suffers. In
 scenes of 128 pixels a coarse mask has an IoU of 0.57 with the exact one on average, in those of 192
@@ -25,7 +24,7 @@ from segjax.data.labels import LabelSpace
 from segjax.data.prepared import Dataset, Record, Source
 from segjax.errors import SegjaxError
 
-GENERATOR = 1
+GENERATOR = 2
 """Counts changes to what is made here; part of the key of prepared copies."""
 
 LEAST = 0.02
@@ -39,6 +38,7 @@ def load(
     size: tuple[int, int] = (128, 128),
     validation_size: tuple[int, int] = (1024, 1024),
     coarse_size: tuple[int, int] = (256, 256),
+    zoom: tuple[float, float] = (0.5, 2.0),
     train: int = 1000,
     validation: int = 20,
     iou_target: tuple[float, float] = (0.8, 1.0),
@@ -49,9 +49,11 @@ def load(
     Args:
         split: "train" or "validation".
         data_dir: where prepared data lies.
-        size: (height, width) of training examples; at most `coarse_size`.
+        size: (height, width) of training examples; no larger than the smallest training scene.
         validation_size: (height, width) of validation scenes.
-        coarse_size: (height, width) of training scenes, and of what coarse masks are made at.
+        coarse_size: (height, width) of what coarse masks are made at, and of training scenes.
+        zoom: a training scene is larger than that by a factor from this range, as photographs show
+            things from near and far; any octave is as likely as another.
         train: number of training scenes.
         validation: number of validation scenes.
         iou_target: the range that the perturbation's target of each coarse mask is drawn from.
@@ -61,6 +63,7 @@ def load(
         size=size,
         validation_size=validation_size,
         coarse_size=coarse_size,
+        zoom=zoom,
         train=train,
         validation=validation,
         iou_target=iou_target,
@@ -81,6 +84,7 @@ def source(
     size: tuple[int, int] = (128, 128),
     validation_size: tuple[int, int] = (1024, 1024),
     coarse_size: tuple[int, int] = (256, 256),
+    zoom: tuple[float, float] = (0.5, 2.0),
     train: int = 1000,
     validation: int = 20,
     iou_target: tuple[float, float] = (0.8, 1.0),
@@ -98,10 +102,15 @@ def source(
             raise SegjaxError(
                 f"config.data.dataset.{name} is {value}; give (height, width) of 16 pixels or more."
             )
-    if size[0] > coarse_size[0] or size[1] > coarse_size[1]:
+    if len(zoom) != 2 or not 0 < zoom[0] <= zoom[1]:
+        raise SegjaxError(
+            f"config.data.dataset.zoom is {zoom}; give two positive factors, the smaller one first."
+        )
+    smallest = tuple(int(side * zoom[0]) for side in coarse_size)
+    if size[0] > smallest[0] or size[1] > smallest[1]:
         raise SegjaxError(
             f"config.data.dataset.size is {size}, but training examples are cut out of scenes of"
-            f" config.data.dataset.coarse_size, {coarse_size}; make it no larger."
+            f" {smallest} and more, config.data.dataset.coarse_size times zoom; make it no larger."
         )
     if len(iou_target) != 2 or not 0 <= iou_target[0] <= iou_target[1] <= 1:
         raise SegjaxError(
@@ -112,16 +121,20 @@ def source(
     coarse = split == "validation"
 
     def read(index: int) -> Record:
-        scene = shapescapes.scene_at(split, index, large if coarse else rough, seed)
         rng = np.random.default_rng([seed, shapescapes.SPLITS.index(split), index, 1])
-        mask = object_mask(scene, rng)
         if coarse:
+            scene = shapescapes.scene_at(split, index, large, seed)
+            mask = object_mask(scene, rng)
             made = coarse_mask(mask, rough, iou_target, rng)
             return refinement.record(images.encode_png(scene.image), mask, made)
+        factor = float(np.exp(rng.uniform(*np.log(zoom))))
+        near = tuple(int(side * factor) for side in rough)
+        scene = shapescapes.scene_at(split, index, near, seed)
+        mask = object_mask(scene, rng)
         window = around(mask, small, rng)
         return refinement.record(images.encode_png(scene.image[window]), mask[window], None)
 
-    facts = (large, rough, tuple(iou_target)) if coarse else (small, rough)
+    facts = (large, rough, tuple(iou_target)) if coarse else (small, rough, tuple(zoom))
     return Source(
         dataset="shapescapes_masks",
         split=split,
@@ -150,11 +163,14 @@ def object_mask(scene: scenes.Scene, rng: np.random.Generator) -> np.ndarray:
 def around(
     mask: np.ndarray, size: tuple[int, int], rng: np.random.Generator
 ) -> tuple[slice, slice]:
-    """A window of `size` in [H, W] that has the object's middle in its middle half, if it can."""
+    """A window of `size` in [H, W] that has the object's middle in its middle half, if it can; along
+    a side where the object is longer than the window, one of its pixels."""
     window = []
+    pixel = np.unravel_index(rng.choice(np.flatnonzero(mask)), mask.shape)
     for axis, side in enumerate(size):
         filled = np.flatnonzero(mask.any(axis=1 - axis))
-        middle = (filled[0] + filled[-1] + 1) / 2
+        first, end = filled[0], filled[-1] + 1
+        middle = (first + end) / 2 if end - first <= side else pixel[axis]
         start = int(np.clip(middle - rng.uniform(0.25, 0.75) * side, 0, mask.shape[axis] - side))
         window.append(slice(start, start + side))
     return tuple(window)
