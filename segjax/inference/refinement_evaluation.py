@@ -252,19 +252,18 @@ def _of_all_processes(scores: boundary.Scores) -> boundary.Scores:
     """The scores of all processes' images together; their order does not matter."""
     if jax.process_count() == 1:
         return scores
-    counts = np.stack([scores._both, scores._either])  # 64 bits cross as four words of 16
-    every = multihost_utils.process_allgather(np.ascontiguousarray(counts).view(np.uint16))
-    accuracies = np.array(scores._accuracies, np.float64).reshape(-1, 2)
+    pixels, accuracies = scores.sums()  # 64 bits cross as four words of 16
+    every = multihost_utils.process_allgather(np.ascontiguousarray(pixels).view(np.uint16))
     rows = _greatest(len(accuracies))
     # Two numbers that no accuracy is fill up the shorter lists.
     filled = np.pad(accuracies, ((0, rows - len(accuracies)), (0, 0)), constant_values=-1)
     found = np.asarray(multihost_utils.process_allgather(filled.view(np.uint16)))
-    together = boundary.Scores()
-    together._both, together._either = (
-        np.ascontiguousarray(every).view(np.int64).reshape(-1, 2, 2).sum(axis=0)
-    )
     known = np.ascontiguousarray(found).view(np.float64).reshape(-1, 2)
-    together._accuracies = list(known[~(known < 0).any(axis=1)])
+    together = boundary.Scores()
+    together.add(
+        np.ascontiguousarray(every).view(np.int64).reshape(-1, 2, 2).sum(axis=0),
+        known[~(known < 0).any(axis=1)],
+    )
     return together
 
 

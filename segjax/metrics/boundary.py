@@ -223,7 +223,7 @@ class Scores:
                 f" {', '.join(SMALL_OBJECTS)}."
             )
         self._small_objects = small_objects
-        self._both, self._either = np.zeros((2, 2), np.int64)  # of coarse and refined
+        self._pixels = np.zeros((2, 2), np.int64)  # in both masks and in either; coarse and refined
         self._accuracies: list[np.ndarray] = []
 
     def update(
@@ -248,8 +248,7 @@ class Scores:
         predictions = np.stack(masks)
         both = np.count_nonzero(predictions & true, axis=(1, 2))
         either = np.count_nonzero(predictions | true, axis=(1, 2))
-        self._both += both
-        self._either += either
+        self._pixels += both, either
         self._accuracies.append(accuracy(true, predictions))
         return _named(both, either, self._accuracies[-1])
 
@@ -259,6 +258,20 @@ class Scores:
         total = coarse.sum(dtype=np.int64) * (255 if coarse.dtype == bool else 1)
         square = coarse.shape[0] == coarse.shape[1]
         return total < SMALL and (square or self._small_objects == "kept")
+
+    def sums(self) -> tuple[np.ndarray, np.ndarray]:
+        """What the figures are made of, for `add`.
+
+        Returns:
+            int64 [2, 2], the pixels in both masks and in either, of the coarse and the refined
+            ones; float64 [N, 2], the boundary accuracy of every image.
+        """
+        return self._pixels.copy(), np.array(self._accuracies, np.float64).reshape(-1, 2)
+
+    def add(self, pixels: np.ndarray, accuracies: np.ndarray) -> None:
+        """Adds images that were scored elsewhere, as `sums` has them."""
+        self._pixels += pixels
+        self._accuracies.extend(accuracies)
 
     def result(self) -> dict[str, float]:
         """The figures of all images so far.
@@ -272,12 +285,63 @@ class Scores:
         accuracies = np.array(self._accuracies).reshape(-1, 2)
         known = ~np.isnan(accuracies).any(axis=1)
         mean = accuracies[known].mean(axis=0) if known.any() else np.full(2, np.nan)
-        figures = _named(self._both, self._either, mean)
+        figures = _named(*self._pixels, mean)
         return {
             **{name: float(np.round(value, 2)) for name, value in figures.items()},
             "images": len(accuracies),
             "without_boundary": int((~known).sum()),
         }
+
+
+class LabelScores:
+    """Sums up mIoU and mBA of coarse and refined label maps, image by image, as CascadePSP's
+    eval_post_ade.py does: what lies where the truth is void counts nowhere, and a class that occurs
+    in no map has an IoU of 0."""
+
+    def __init__(self, classes: int) -> None:
+        """`classes`: the maps' values go from 1 to this; 0 is void."""
+        self._classes = classes
+        self._pixels = np.zeros((2, 2, classes), np.int64)  # in both and in either map
+        self._accuracies: list[np.ndarray] = []
+
+    def update(self, truth: np.ndarray, coarse: np.ndarray, refined: np.ndarray) -> None:
+        """Adds an image.
+
+        Args:
+            truth, coarse, refined: int [H, W], 0..classes.
+
+        Raises:
+            SegjaxError: maps of several sizes, or values out of range.
+        """
+        maps = [np.asarray(labels) for labels in (truth, coarse, refined)]
+        for labels in maps:
+            _check_size(truth.shape, labels.shape)
+            if labels.min() < 0 or labels.max() > self._classes:
+                raise SegjaxError(
+                    f"a label map holds {labels.min()} to {labels.max()}; it must hold 0 (void) to"
+                    f" {self._classes}."
+                )
+        true, *masks = (np.where(maps[0] == 0, 0, labels).astype(np.int32) for labels in maps)
+
+        def areas(labels: np.ndarray) -> np.ndarray:
+            return np.bincount(labels.ravel(), minlength=self._classes + 1)[1:]
+
+        for i, mask in enumerate(masks):
+            both = areas(np.where(mask == true, true, 0))
+            self._pixels[:, i] += both, areas(mask) + areas(true) - both
+        self._accuracies.append(accuracy(true, np.stack(masks), void=0))
+
+    def result(self) -> dict[str, float]:
+        """`miou`, `mba`, `coarse_miou` and `coarse_mba` in per cent to 2 decimals, and `images`;
+        images without any boundary have no part in mBA."""
+        both, either = self._pixels
+        coarse, refined = (both / (either + 1e-6)).mean(axis=1)
+        accuracies = np.array(self._accuracies).reshape(-1, 2)
+        known = ~np.isnan(accuracies).any(axis=1)
+        mba = accuracies[known].mean(axis=0) if known.any() else np.full(2, np.nan)
+        figures = {"miou": refined, "mba": mba[1], "coarse_miou": coarse, "coarse_mba": mba[0]}
+        rounded = {name: float(np.round(100 * value, 2)) for name, value in figures.items()}
+        return rounded | {"images": len(accuracies)}
 
 
 def _named(both: np.ndarray, either: np.ndarray, mba: np.ndarray) -> dict[str, float]:

@@ -157,9 +157,7 @@ def _prepare(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | 
             f"config.init.checkpoint: there is no file '{config.init.checkpoint}' to start from."
         )
     if config.init.part not in PARTS:
-        raise SegjaxError(
-            f"config.init.part: '{config.init.part}' is none of {', '.join(PARTS)}."
-        )
+        raise SegjaxError(f"config.init.part: '{config.init.part}' is none of {', '.join(PARTS)}.")
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     _check_workdir(config, workdir, checkpoints)
     train_set, eval_set = _datasets(config)

@@ -65,8 +65,7 @@ def make(
         parts = [decay, optax.trace(optimizer["momentum"], optimizer["nesterov"])]
     else:
         raise SegjaxError(
-            f"config.optimizer.name: there is no '{optimizer['name']}'; take adamw, adam or"
-            " sgd."
+            f"config.optimizer.name: there is no '{optimizer['name']}'; take adamw, adam or sgd."
         )
     if optimizer["clip_norm"] > 0:
         parts.insert(0, optax.clip_by_global_norm(optimizer["clip_norm"]))

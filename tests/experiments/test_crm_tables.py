@@ -5,10 +5,13 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 
-from experiments.crm import costs, figure7, table1, table5, table6
+from experiments.crm import costs, figure7, scenes, table1, table5, table6
+from segjax.data import images
 from segjax.errors import SegjaxError
+from segjax.inference import draw
 
 FOUR = (0.125, 0.25, 0.5, 1.0)
 
@@ -117,3 +120,40 @@ def test_table_6_counts_every_ablation(tmp_path, capsys):
         assert re.search(rf"{name} .* 9,300,961 .* - ", printed)
     for name in ("neither", "CAM"):
         assert re.search(rf"{name} .* 9,300,769 .* - ", printed)
+
+
+@pytest.fixture
+def scene_folders(tmp_path):
+    """Photographs, true and coarse label maps of two scenes, and a folder for refined ones."""
+    folders = [tmp_path / name for name in ("images", "truth", "coarse", "refined")]
+    for shift, name in enumerate(("a", "b")):
+        truth = np.repeat(np.arange(1, 5, dtype=np.uint8), 12)[None].repeat(40, axis=0)
+        pixels = np.zeros((*truth.shape, 3), np.uint8)
+        maps = truth, np.roll(truth, 3 + shift, axis=1)
+        draw.write(images.encode_png(pixels), folders[0] / f"{name}.png")
+        for folder, labels in zip(folders[1:], maps):
+            draw.write(images.encode_png(labels), folder / f"{name}.png")
+    return folders
+
+
+def test_scenes_are_refined_once_and_scored(scene_folders):
+    calls = []
+
+    def refine(image, labels):
+        calls.append(image.shape)
+        return np.roll(labels, -3, axis=1)  # right for the first scene
+
+    found = scenes.score(*scene_folders, refine)
+    assert calls == [(40, 48, 3)] * 2
+    assert found["images"] == 2 and found["coarse_miou"] < found["miou"] <= 100 * 4 / 150
+    assert found["coarse_mba"] < found["mba"] < 100
+    assert scenes.score(*scene_folders, None) == found
+    assert scenes.line(found).startswith(f"mIoU {found['coarse_miou']:.2f} -> {found['miou']:.2f}")
+
+
+def test_scenes_that_nothing_can_refine_are_named(scene_folders):
+    with pytest.raises(SegjaxError, match=r"refined.a\.png is missing; name a --workdir"):
+        scenes.score(*scene_folders, None)
+    draw.write(images.encode_png(np.full((40, 48), 151, np.uint8)), scene_folders[2] / "a.png")
+    with pytest.raises(SegjaxError, match=r"coarse.a\.png: it holds 151"):
+        scenes.score(*scene_folders, None)

@@ -196,3 +196,45 @@ def test_an_object_of_five_pixels_is_not_small():
 def test_unknown_rules_are_an_error():
     with pytest.raises(SegjaxError, match=r"small_objects.*'some'.*published"):
         boundary.Scores("some")
+
+
+def test_scores_of_two_halves_are_those_of_all():
+    images = [(blob(k, (40, 50)), blob(k + 7, (40, 50)), blob(k + 9, (40, 50))) for k in range(4)]
+    whole, first, second = boundary.Scores(), boundary.Scores(), boundary.Scores()
+    for i, image in enumerate(images):
+        whole.update(*image)
+        (first, second)[i % 2].update(*image)
+    first.add(*second.sums())
+    assert first.result() == whole.result()
+
+
+def stripes(shift, shape=(60, 90)):
+    """Classes 0 to 4 side by side."""
+    return np.broadcast_to((np.arange(shape[1]) + shift) * 5 // shape[1] % 5, shape).copy()
+
+
+def test_scores_of_label_maps_are_the_definitions():
+    truths = [stripes(0), stripes(7)]
+    coarse, refined = ([stripes(by), stripes(7 + by)] for by in (9, 1))
+    scores = boundary.LabelScores(6)
+    for images in zip(truths, coarse, refined):
+        scores.update(*images)
+    found = scores.result()
+    for prefix, maps in (("coarse_", coarse), ("", refined)):
+        seen = [np.where(truth == 0, 0, labels) for truth, labels in zip(truths, maps)]
+        shares = []
+        for label in range(1, 7):
+            both = sum(((t == label) & (m == label)).sum() for t, m in zip(truths, seen))
+            either = sum(((t == label) | (m == label)).sum() for t, m in zip(truths, seen))
+            shares.append(both / (either + 1e-6))
+        assert found[f"{prefix}miou"] == pytest.approx(100 * np.mean(shares), abs=0.006)
+        near = [plain_accuracy_of_classes(t, m, void=0) for t, m in zip(truths, seen)]
+        assert found[f"{prefix}mba"] == pytest.approx(100 * np.mean(near), abs=0.006)
+    assert found["miou"] > found["coarse_miou"] and found["mba"] > found["coarse_mba"]
+    assert found["miou"] < 100 * 4 / 6  # two of six classes occur nowhere
+    assert found["images"] == 2
+
+
+def test_labels_beyond_the_classes_are_an_error():
+    with pytest.raises(SegjaxError, match=r"holds 0 to 4; it must hold 0 .* to 3"):
+        boundary.LabelScores(3).update(stripes(0), stripes(0), stripes(0))

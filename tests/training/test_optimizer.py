@@ -117,9 +117,7 @@ def test_layer_decay_scales_the_update():
 
 def test_the_floor_of_a_schedule_is_the_same_for_every_parameter():
     """mmcv's poly: (base of the group - floor) * (1 - t / n)^power + floor."""
-    poly = dict(
-        name="poly", power=0.9, min_rate=1e-3, warmup_steps=0, warmup_ratio=0.0
-    )
+    poly = dict(name="poly", power=0.9, min_rate=1e-3, warmup_steps=0, warmup_ratio=0.0)
     sgd = optimizers.make(
         settings(
             name="sgd", learning_rate=0.1, momentum=0.0, weight_decay=0.0, rates=(("^a", 0.1),)

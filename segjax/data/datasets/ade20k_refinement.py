@@ -5,8 +5,8 @@ So CascadePSP refines scenes (Cheng et al., CVPR 2020, scene parsing).
 The layout is that of the published "split" inputs: an image X_im.jpg has a mask for every connected
 part of every class that is larger than 32 x 32 pixels, X_C.K_gt.png and X_C.K_seg.png, C being the
 class (1 to 150) and K the number of the part. An example is one part. What is right or wrong within
-a part says little of the scene; whole label maps are refined and put together again by `segjax
-refine`.
+a part says little of the scene; whole label maps are refined and scored by
+`experiments.crm.scenes`.
 """
 
 from __future__ import annotations

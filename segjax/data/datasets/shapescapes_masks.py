@@ -163,8 +163,8 @@ def object_mask(scene: scenes.Scene, rng: np.random.Generator) -> np.ndarray:
 def around(
     mask: np.ndarray, size: tuple[int, int], rng: np.random.Generator
 ) -> tuple[slice, slice]:
-    """A window of `size` in [H, W] that has the object's middle in its middle half, if it can; along
-    a side where the object is longer than the window, one of its pixels."""
+    """A window of `size` in [H, W] that has the object's middle in its middle half, if it can;
+    along a side where the object is longer than the window, one of its pixels."""
     window = []
     pixel = np.unravel_index(rng.choice(np.flatnonzero(mask)), mask.shape)
     for axis, side in enumerate(size):
