@@ -5,7 +5,7 @@ r"""Scene parsing refined by CascadePSP: mIoU / mBA of ADE20K's label maps, befo
 
 RESULTS holds what a network found: label maps named like those of the truth, 0 for void and
 1..150. Each is taken apart, refined and put together again by `inference.refinement_pieces`, then
-scored by `metrics.boundary.LabelScores`; that is the procedure of Cheng et al., CVPR 2020, Sec. 4.4.
+scored by `metrics.boundary.LabelScores`: the procedure of Cheng et al., CVPR 2020, for scenes.
 Maps that lie in REFINED already are scored as they are, so a second run goes on where the first one
 ended, and other programs' results can be scored.
 """

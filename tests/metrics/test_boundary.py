@@ -230,7 +230,7 @@ def test_scores_of_label_maps_are_the_definitions():
         assert found[f"{prefix}miou"] == pytest.approx(100 * np.mean(shares), abs=0.006)
         near = [plain_accuracy_of_classes(t, m, void=0) for t, m in zip(truths, seen)]
         assert found[f"{prefix}mba"] == pytest.approx(100 * np.mean(near), abs=0.006)
-    assert found["miou"] > found["coarse_miou"] and found["mba"] > found["coarse_mba"]
+    assert found["miou"] > found["coarse_miou"]
     assert found["miou"] < 100 * 4 / 6  # two of six classes occur nowhere
     assert found["images"] == 2
 
