@@ -268,11 +268,12 @@ def growth(run: Callable[[], Any]) -> int:
     """The peak of this process's resident memory during a run, beyond what it had before."""
     run()  # compiles
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     run()
-    return max(_resident("VmHWM") - before, 0)
+    return max(resident("VmHWM") - before, 0)
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
+    """Bytes of this process's memory: "VmRSS", what it has, or "VmHWM", the most it had."""
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(found[1]) * 1024
