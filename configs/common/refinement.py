@@ -44,10 +44,11 @@ def shapescapes_tiny() -> ConfigDict:
         workers=0,
     )
     config.augment.crop = (128, 128)
+    config.augment.iou_target = (0.7, 1.0)  # what is to be refined here is coarser than usual
     config.optimizer.learning_rate = 2e-3
     config.schedule = common.poly(warmup_steps=50)
-    config.steps = 600
-    config.eval.every = 600
+    config.steps = 1200
+    config.eval.every = 1200
     config.checkpoint = dict(every=300)
     config.log = dict(every=25)
     return config

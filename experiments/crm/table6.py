@@ -8,7 +8,7 @@ CAM interpolates the features at every pixel and asks once, instead of asking be
 around it; one without the implicit function asks with features alone, without positions. Both are
 trained by the recipe of the whole.
 
-The twins, in results/table6.json, see objects at 64 x 64 and refine held-back ones at 512 x 512;
+The twins, in results/table6.json, see windows of 64 x 64 and refine held-back scenes of 512 x 512;
 every row has the same data, coarse masks and budget.
 """
 
@@ -56,8 +56,13 @@ CLAIMS = (
 )
 
 BUDGET = (
-    "--config.data.dataset.validation=20",
-    "--config.data.batch=8",
+    "--config.data.dataset.size=(64, 64)",
+    "--config.data.dataset.validation_size=(512, 512)",
+    "--config.data.dataset.coarse_size=(192, 192)",
+    "--config.data.dataset.zoom=(0.34, 1.34)",
+    "--config.augment.crop=(64, 64)",
+    "--config.data.dataset.validation=40",
+    "--config.data.batch=16",
 )
 """On top of `comparison.TINY`'s."""
 
