@@ -98,7 +98,7 @@ def backbone_of(variables):
 
 NOT_OF_VITS = (
     *("resnet", "resnet_detectron2", "hrnet", "swin", "deeplab_v3plus", "ocrnet", "hssn"),
-    *("mask2former", "maskformer", "transformers"),
+    *("mask2former", "maskformer", "transformers", "crm", "cascade_psp"),
 )
 
 

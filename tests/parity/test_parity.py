@@ -16,6 +16,21 @@ KEPT = HERE / "cases"
 FOLDER = Path(os.environ.get("SEGJAX_PARITY") or HERE.parents[2] / "shared" / "parity")
 METHODS = ("regproxy", "mask2former", "hssn", "crm")
 
+SLOW = {
+    "m2f_r50_ade_semantic_tta",
+    "hf_m2f_swin_t_ade_90x125",
+    "ocrnet_hrnet_w48_cityscapes_64x96",
+}
+"""Kept cases that compile for a minute or more."""
+
+
+def kept_cases() -> list:
+    """As parameters."""
+    return [
+        pytest.param(case, id=case.name, marks=[pytest.mark.slow] * (case.name in SLOW))
+        for case in cases([KEPT])
+    ]
+
 
 def further_cases() -> list[Case]:
     """The cases of the folder that are not kept here."""
@@ -33,7 +48,7 @@ def check(case: Case) -> None:
     assert not missed
 
 
-@pytest.mark.parametrize("case", cases([KEPT]), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", kept_cases())
 def test_kept_case_equals_the_official_output(case):
     check(case)
 

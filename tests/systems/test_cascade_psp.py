@@ -244,14 +244,19 @@ def test_training_overfits_a_toy(training, fresh):
     params, rest = fresh["params"], {"batch_stats": fresh["batch_stats"]}
     adam = optax.adam(1e-2)
     state = adam.init(params)
+
+    @jax.jit
+    def updated(params, gradients, state):
+        updates, state = adam.update(gradients, state)
+        return optax.apply_updates(params, updates), state
+
     values = []
     for _ in range(30):
         (value, (scalars, mutated)), gradients = step(params, rest)
         chex.assert_tree_all_finite(gradients)
         if not values:
             assert all(jnp.abs(g).max() > 0 for g in jax.tree.leaves(gradients))
-        updates, state = adam.update(gradients, state)
-        params, rest = optax.apply_updates(params, updates), mutated
+        (params, state), rest = updated(params, gradients, state), mutated
         values.append(float(value))
     assert values[-1] < values[0] / 3
     assert scalars["intersection"] / scalars["union"] > 0.9
