@@ -11,7 +11,7 @@ from PIL import Image
 from segjax.cli import data as command
 from segjax.cli import run
 from segjax.data import check, datasets, prepared
-from segjax.data.datasets import ade20k_refinement, shapescapes_masks
+from segjax.data.datasets import ade20k_refinement, shapescapes, shapescapes_masks
 from segjax.errors import SegjaxError
 from segjax.metrics import boundary
 
@@ -309,6 +309,20 @@ def test_generated_objects_are_parts_of_their_scene(generated):
             assert 0.015 < (example["mask"] > 0).mean() < 1
 
 
+def test_stuff_is_shown_where_it_is_asked_for():
+    """Of one scene, more masks than it has things."""
+    scene = shapescapes.scene_at("train", 0, (96, 128))
+    things = set(np.flatnonzero(scene.segment_class >= 5))
+
+    def shown(stuff):
+        rng = np.random.default_rng(0)
+        masks = [shapescapes_masks.object_mask(scene, rng, stuff) for _ in range(60)]
+        return {scene.segments[mask > 0].max() for mask in masks}
+
+    assert shown(False) <= things
+    assert shown(True) - things and shown(True) & things
+
+
 def test_windows_hold_the_middle_of_their_object():
     mask = np.zeros((60, 80), np.uint8)
     mask[20:30, 50:60] = 255  # its middle is (25, 55)
@@ -360,6 +374,7 @@ def test_more_scenes_begin_with_the_same(generated, tmp_path):
     [
         ({"validation_size": (8, 8)}, r"dataset\.validation_size is \(8, 8\)"),
         ({"size": (64, 300)}, r"dataset\.size is \(64, 300\).*scenes of \(128, 128\)"),
+        ({"stuff": 1.5}, r"dataset\.stuff is 1\.5"),
         ({"zoom": (2.0, 1.0)}, r"dataset\.zoom is \(2\.0, 1\.0\)"),
         ({"iou_target": (0.9, 0.8)}, r"dataset\.iou_target is \(0\.9, 0\.8\)"),
         ({"validation": 0}, r"dataset\.validation is 0"),

@@ -39,6 +39,7 @@ def load(
     validation_size: tuple[int, int] = (1024, 1024),
     coarse_size: tuple[int, int] = (256, 256),
     zoom: tuple[float, float] = (0.5, 2.0),
+    stuff: float = 0.3,
     train: int = 1000,
     validation: int = 20,
     iou_target: tuple[float, float] = (0.8, 1.0),
@@ -54,6 +55,8 @@ def load(
         coarse_size: (height, width) of what coarse masks are made at, and of training scenes.
         zoom: a training scene is larger than that by a factor from this range, as photographs show
             things from near and far; any octave is as likely as another.
+        stuff: the share of training examples that may show the ground, the sky and the like too, so
+            that label maps can be refined. Validation examples show things alone.
         train: number of training scenes.
         validation: number of validation scenes.
         iou_target: the range that the perturbation's target of each coarse mask is drawn from.
@@ -64,6 +67,7 @@ def load(
         validation_size=validation_size,
         coarse_size=coarse_size,
         zoom=zoom,
+        stuff=stuff,
         train=train,
         validation=validation,
         iou_target=iou_target,
@@ -85,6 +89,7 @@ def source(
     validation_size: tuple[int, int] = (1024, 1024),
     coarse_size: tuple[int, int] = (256, 256),
     zoom: tuple[float, float] = (0.5, 2.0),
+    stuff: float = 0.3,
     train: int = 1000,
     validation: int = 20,
     iou_target: tuple[float, float] = (0.8, 1.0),
@@ -106,6 +111,8 @@ def source(
         raise SegjaxError(
             f"config.data.dataset.zoom is {zoom}; give two positive factors, the smaller one first."
         )
+    if not 0 <= stuff <= 1:
+        raise SegjaxError(f"config.data.dataset.stuff is {stuff}; give a share, 0..1.")
     smallest = tuple(int(side * zoom[0]) for side in coarse_size)
     if size[0] > smallest[0] or size[1] > smallest[1]:
         raise SegjaxError(
@@ -130,11 +137,11 @@ def source(
         factor = float(np.exp(rng.uniform(*np.log(zoom))))
         near = tuple(int(side * factor) for side in rough)
         scene = shapescapes.scene_at(split, index, near, seed)
-        mask = object_mask(scene, rng)
+        mask = object_mask(scene, rng, bool(rng.random() < stuff))
         window = around(mask, small, rng)
         return refinement.record(images.encode_png(scene.image[window]), mask[window], None)
 
-    facts = (large, rough, tuple(iou_target)) if coarse else (small, rough, tuple(zoom))
+    facts = (large, rough, tuple(iou_target)) if coarse else (small, rough, tuple(zoom), stuff)
     return Source(
         dataset="shapescapes_masks",
         split=split,
@@ -147,15 +154,16 @@ def source(
     )
 
 
-def object_mask(scene: scenes.Scene, rng: np.random.Generator) -> np.ndarray:
-    """One thing of a scene, any of those that are not too small; else the largest segment.
+def object_mask(scene: scenes.Scene, rng: np.random.Generator, stuff: bool = False) -> np.ndarray:
+    """One thing of a scene (or of its stuff too), any of those that are not too small; else the
+    largest segment.
 
     Returns:
         uint8 [H, W], 0 or 255.
     """
     areas = np.bincount(scene.segments.ravel(), minlength=len(scene.segment_class))
     is_thing = (scene.segment_class >= scenes.STUFF) & ~scene.segment_is_crowd
-    things = np.flatnonzero(is_thing & (areas >= LEAST * scene.segments.size))
+    things = np.flatnonzero((is_thing | stuff) & (areas >= LEAST * scene.segments.size))
     chosen = rng.choice(things) if len(things) else areas.argmax()
     return np.where(scene.segments == chosen, np.uint8(255), np.uint8(0))
 
