@@ -146,9 +146,16 @@ def measure(name: str, contest: Contest, rounds: int) -> Report:
 
 
 def measure_all(contests: Iterable[tuple[str, Callable[[], Contest]]], rounds: int) -> list[Report]:
-    """All rows. A contest is made (and its results checked) when its turn comes."""
-    contests = list(contests)
-    return [measure(name, make(), rounds) for name, make in track(contests, len(contests), "bench")]
+    """All rows. A contest is made (and its results checked) when its turn comes; one that can't be
+    held has no sides, and `absent` says why."""
+    contests, rows = list(contests), []
+    for name, make in track(contests, len(contests), "bench"):
+        try:
+            rows.append(measure(name, make(), rounds))
+        except SegjaxError as error:  # hours of other rows are not lost for it
+            absent = {"all sides": str(error)}
+            rows.append({"name": name, "sides": {}, "absent": absent, "load": os.getloadavg()[0]})
+    return rows
 
 
 # --------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ SIZES = ("ti", "s", "b", "l")
 
 
 def main(argv: list[str]) -> int:
-    """Runs a benchmark; returns the exit status."""
+    """Runs a benchmark; returns the exit status, 1 if a row could not be measured."""
     parser = argparse.ArgumentParser(
         prog="segjax bench",
         description="Times segjax and PyTorch by turns, after comparing their results. regproxy:"
@@ -114,8 +114,9 @@ def main(argv: list[str]) -> int:
     if not chosen:
         raise SegjaxError(f"--only={args.only}: there is no such row; see the table without it.")
     settings = {"side": side, "batch": args.batch, "classes": classes, "rounds": rounds}
-    measure.publish(args.what, settings, measure.measure_all(chosen, rounds), args.out)
-    return 0
+    rows = measure.measure_all(chosen, rounds)
+    measure.publish(args.what, settings, rows, args.out)
+    return 0 if all(row["sides"] for row in rows) else 1
 
 
 def _check(args: argparse.Namespace, sizes: tuple[str, ...]) -> None:

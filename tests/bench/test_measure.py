@@ -125,3 +125,17 @@ def test_a_report_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SegjaxError, match=r"report\.json: it cannot be written"):
         measure.publish("ops", {}, [], str(tmp_path / "file" / "report.json"))
+
+
+def test_a_row_that_fails_is_told_and_leaves_the_others(capsys):
+    def disagreeing():
+        measure.agree("forward", [1.0], [2.0], 0.1)
+
+    def fine():
+        return measure.Contest({measure.OURS: measure.Side(lambda: None)})
+
+    rows = measure.measure_all([("first", disagreeing), ("second", fine)], 1)
+    assert not rows[0]["sides"] and "the two sides disagree" in rows[0]["absent"]["all sides"]
+    assert measure.OURS in rows[1]["sides"]
+    measure.publish("ops", {}, rows)
+    assert "the two sides" in capsys.readouterr().out
