@@ -86,6 +86,16 @@ def test_turns_are_the_plain_schedule(tiny, size):
     assert np.ptp(found[-1]) > 1e-3  # or nothing was compared
 
 
+def test_a_mask_may_be_one_pixel_wide(tiny):
+    system, variables = tiny
+    image, mask = draw((40, 61))
+    line = np.zeros_like(mask)
+    line[3:37, 20] = 255
+    found = list(system.turns(variables, image, line))
+    np.testing.assert_allclose(found, list(plain_turns(system, variables, image, line)), atol=1e-5)
+    assert np.abs(found[0] - next(system.turns(variables, image, mask))).max() > 1e-3
+
+
 @pytest.fixture(scope="module")
 def large(tiny):
     system, variables = tiny
