@@ -49,6 +49,7 @@ class Options(NamedTuple):
     Attributes:
         size: (height, width) of the photograph.
         memory: bytes that the bounded refinement may take.
+        small: (height, width) of the photograph for CascadePSP, which does ten times the work.
         side: CascadePSP's longest side; the photograph is larger, so that there are crops.
         large: (height, width) of the masks whose boundaries are measured.
         tiny: whether the networks are.
@@ -57,7 +58,8 @@ class Options(NamedTuple):
 
     size: Size = (512, 768)
     memory: int = 2**28
-    side: int = 448
+    small: Size = (256, 384)
+    side: int = 224
     large: Size = (3300, 5000)
     tiny: bool = False
     device: str = "cpu"
@@ -68,6 +70,7 @@ def contests(options: Options) -> Iterator[tuple[str, Make]]:
     height, width = options.size
     yield f"CRM, {height} x {width}", functools.partial(refinement, options)
     yield "CRM, ways to ask", functools.partial(ways, options)
+    height, width = options.small
     yield f"CascadePSP, {height} x {width}", functools.partial(cascade, options)
     tall, wide = options.large
     yield f"boundary accuracy, {tall} x {wide}", functools.partial(boundaries, options)
@@ -196,7 +199,7 @@ def ways(options: Options) -> Contest:
 def cascades_of(options: Options) -> dict[str, Callable[[], np.ndarray]]:
     """CascadePSP's global and local steps, by both sides."""
     system, variables = cascade_pair(options.tiny, options.side)
-    image, mask = photograph(options.size), coarse_mask(options.size)
+    image, mask = photograph(options.small), coarse_mask(options.small)
     model = torch_cascade_psp.load(system, variables)
     steps = options.side, options.side // 2
     return {

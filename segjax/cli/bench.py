@@ -70,7 +70,8 @@ def main(argv: list[str]) -> int:
             *metrics_contest.contests(),
         ]
     elif args.what == "crm":
-        tiny = dict(size=(72, 100), side=80, large=(300, 450), tiny=True) if args.quick else {}
+        tiny = dict(size=(72, 100), small=(72, 100), side=80, large=(300, 450), tiny=True)
+        tiny = tiny if args.quick else {}
         contests = crm.contests(crm.Options(device=device, **tiny))
     elif args.what == "hssn":
         tiny = dict(labels=(32, 64), tiny=True) if args.quick else {}
