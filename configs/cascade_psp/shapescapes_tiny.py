@@ -1,6 +1,9 @@
 r"""A small CascadePSP on the generated shapescapes: windows of 128 x 128, refined at 1024 x 1024.
 
 segjax train --config=configs/cascade_psp/shapescapes_tiny.py --workdir=/tmp/run
+
+Reaches, after a quarter of an hour on two busy CPU cores and from coarse masks of IoU 73.5 and mBA
+56.7, IoU 87.2 and mBA 75.8 on 20 scenes (one seed).
 """
 
 from ml_collections import ConfigDict

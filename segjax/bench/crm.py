@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from segjax import importers
-from segjax.bench import regproxy, torch_cascade_psp, torch_crm
+from segjax.bench import regproxy, torch_cascade_psp, torch_crm, weights
 from segjax.bench.measure import OURS, Contest, Goal, Side, agree
 from segjax.data import transforms
 from segjax.errors import SegjaxError
@@ -99,7 +99,7 @@ def crm_pair(tiny: bool, query: str = "all") -> tuple[Any, Any]:
     """A CRM with random weights."""
     small = dict(backbone=dict(width=8, depths=(1, 1, 2)), projected=(8, 8, 16), features=16)
     system = crm.build(query=query, **(small if tiny else {}))
-    variables = _variables(system)
+    variables = weights.drawn(system, SEEN)
     # Logits of a few units, as trained ones are; hundreds would enlarge rounding turn by turn.
     variables["params"]["implicit"][f"layer_{system.module.layers - 1}"]["kernel"] *= 0.05
     return system, variables
@@ -115,7 +115,7 @@ def cascade_pair(tiny: bool, side: int) -> tuple[Any, Any]:
         head_features=8,
     )
     system = cascade_psp.build(side=side, stride=side // 2, **(small if tiny else {}))
-    variables = _variables(system)
+    variables = weights.drawn(system, SEEN)
     # About half of the pixels shall be the object's, or there are no crops to look at again.
     seen = (side // 16 * 8, side // 8 * 8)
     batch = {"image": photograph(seen)[None], "coarse_mask": coarse_mask(seen)[None]}
@@ -125,26 +125,10 @@ def cascade_pair(tiny: bool, side: int) -> tuple[Any, Any]:
     return system, variables
 
 
-def _variables(system: Any) -> Any:
-    """Random kernels that keep the size of what passes them, norms that change nothing: drawn by
-    NumPy, since hundreds of draws take XLA minutes to compile."""
-    batch = {
-        "image": jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8),
-        "coarse_mask": jax.ShapeDtypeStruct((1, 64, 64), jnp.uint8),
-    }
-    shapes = jax.eval_shape(system.init, jax.random.key(0), batch)
-    rng = np.random.default_rng(0)
-
-    def drawn(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        name = path[-1].key
-        if name in ("scale", "var"):
-            return np.ones(leaf.shape, np.float32)
-        if name != "kernel":
-            return np.zeros(leaf.shape, np.float32)
-        spread = np.sqrt(2 / np.prod(leaf.shape[:-1]))
-        return (spread * rng.standard_normal(leaf.shape)).astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(drawn, shapes)
+SEEN = {
+    "image": jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8),
+    "coarse_mask": jax.ShapeDtypeStruct((1, 64, 64), jnp.uint8),
+}
 
 
 def last(turns: Iterator[np.ndarray]) -> np.ndarray:

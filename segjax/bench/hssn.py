@@ -14,14 +14,14 @@ import torch
 
 from segjax import importers, systems
 from segjax.backbones import hrnet, resnet
-from segjax.bench import ops, regproxy, torch_regproxy, torch_side
+from segjax.bench import ops, regproxy, torch_regproxy, torch_side, weights
 from segjax.bench import torch_hssn as twin
 from segjax.bench.measure import OURS, Contest, Goal, agree, compiled
 from segjax.bench.torch_side import nchw, tensor
 from segjax.data import hierarchies
 from segjax.ops import hierarchy, resize
 from segjax.ops.hierarchy import Tree
-from segjax.structs import IGNORE, Array, Size, Variables
+from segjax.structs import IGNORE, Array, Size
 
 Make = Callable[[], Contest]
 
@@ -241,21 +241,12 @@ def pair(options: Options, name: str) -> regproxy.Pair:
     system = systems.build(
         dict(system=name, backbone=backbone, classes=options.classes, **head, **dropout)
     )
-    variables = jax.jit(functools.partial(moved, system))(images(options))
+    variables = jax.device_put(weights.drawn(system, {"image": images(options)}, moved=0.02))
     shape = {field: backbone[field] for field in network.beside}
     model = network.twin(classes=options.classes, **shape, **head)
     published = importers.to_published(name, variables)
     model = torch_regproxy.load(model, published).to(options.device).eval()
     return regproxy.Pair(system, variables, model)
-
-
-def moved(system: Any, image: Array) -> Variables:
-    """Fresh variables, all changed a little, so that nothing is 0 or 1."""
-    fresh = system.init(jax.random.key(0), {"image": image})
-    leaves, tree = jax.tree.flatten(fresh)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    changed = [x + 0.02 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)]
-    return jax.tree.unflatten(tree, changed)
 
 
 def images(options: Options, least: int = 1) -> Array:
@@ -269,7 +260,14 @@ def forward(options: Options, name: str) -> Contest:
 
 
 def train_step(options: Options, name: str) -> Contest:
-    """The trainer's step with AdamW, and PyTorch's; both heads are charged."""
+    """The trainer's step with AdamW, and PyTorch's; both heads are charged.
+
+    In float32 the gradient's norm is known less well than the loss: PyTorch's own moves by 0.9 % on
+    OCRNet when its maps are stored channels last (169.88; 171.32 otherwise, 171.35 in float64, and
+    171.44 here).
+    """
     image = images(options, least=2)
     batch = {"image": image, "semantic": blocks(image.shape[:3], options.classes)}
-    return regproxy.steps(f"{name} step", pair(options, name), batch, options, twin.loss)
+    return regproxy.steps(
+        f"{name} step", pair(options, name), batch, options, twin.loss, norm_tolerance=1e-2
+    )

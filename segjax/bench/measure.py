@@ -248,6 +248,10 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if "model name" in line), "")
 
 
+SHORT = 60
+"""Reasons of fewer letters stand in the table."""
+
+
 def publish(
     benchmark: str, settings: Mapping[str, Any], rows: Sequence[Report], out: str = ""
 ) -> Report:
@@ -255,6 +259,10 @@ def publish(
     facts = machine()
     report = {"benchmark": benchmark, "machine": facts, "settings": dict(settings), "rows": rows}
     Console(width=None if os.isatty(1) else 110).print(_table(rows))
+    for row in rows:
+        for side, reason in row["absent"].items():
+            if len(reason) >= SHORT:
+                print(f"{row['name']}, {side}: {reason}")
     print(
         f"{facts['backend']} ({facts['device']}, {facts['processor']}), {facts['threads']} threads,"
         f" load {facts['load']:.1f}; jax {facts['versions']['jax']},"
@@ -289,7 +297,8 @@ def _table(rows: Sequence[Report]) -> Table:
                 _goal(found),
             )
         for side, reason in row["absent"].items():
-            table.add_row(f"  {side}: not available ({reason})")
+            short = f" ({reason})" if len(reason) < SHORT else ", see below"
+            table.add_row(f"  {side}: not available{short}")
     return table
 
 
