@@ -56,15 +56,17 @@ CLAIMS = (
 )
 
 BUDGET = (
+    "--config.steps=1000",
+    "--config.eval.every=1000",
+    "--config.checkpoint.every=1000",
     "--config.data.dataset.size=(64, 64)",
     "--config.data.dataset.validation_size=(512, 512)",
-    "--config.data.dataset.coarse_size=(192, 192)",
-    "--config.data.dataset.zoom=(0.34, 1.34)",
+    "--config.data.dataset.coarse_size=(128, 128)",
     "--config.augment.crop=(64, 64)",
     "--config.data.dataset.validation=40",
-    "--config.data.batch=16",
+    "--config.data.batch=8",
 )
-"""On top of `comparison.TINY`'s."""
+"""On top of `comparison.TINY`'s: half the sizes of the config."""
 
 
 def main(argv: list[str]) -> int:
