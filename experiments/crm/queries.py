@@ -6,9 +6,9 @@ Each photograph is refined with `query="all"` and with `query="band"`, once to c
 turns. Printed are the seconds of both, and of the masks of "band" the IoU and mBA with those of
 "all" as truth: 100 where nothing differs. On a set with exact masks, figure7 --star has both ways.
 
-results/queries.json: the small CRM of configs/crm/shapescapes_tiny.py. Of 8 megapixels "band" takes a
-fifth of the time, of 0.3 it takes more. On that config's own scenes IoU is 79.6 instead of 77.7, mBA
-80.5 either way: what lies far from the coarse boundary can't be spoilt.
+results/queries.json: the small CRM of configs/crm/shapescapes_tiny.py. Of 8 megapixels "band" takes
+a fifth of the time, of 0.3 it takes more. On that config's own scenes IoU is 79.6 instead of 77.7,
+mBA 80.5 either way: what lies far from the coarse boundary can't be spoilt.
 """
 
 from __future__ import annotations
