@@ -8,8 +8,8 @@ CAM interpolates the features at every pixel and asks once, instead of asking be
 around it; one without the implicit function asks with features alone, without positions. Both are
 trained by the recipe of the whole.
 
-The twins see windows of 128 x 128 and refine held-back scenes of 1024 x 1024, about ten minutes each
-on two CPU cores; every row has the same data, coarse masks and budget.
+The twins see windows of 128 x 128 and refine held-back scenes of 1024 x 1024, about ten minutes
+each on two CPU cores; every row has the same data, coarse masks and budget.
 """
 
 from __future__ import annotations
