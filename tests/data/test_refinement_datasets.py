@@ -11,7 +11,7 @@ from PIL import Image
 from segjax.cli import data as command
 from segjax.cli import run
 from segjax.data import check, datasets, prepared
-from segjax.data.datasets import ade20k_refinement, shapescapes, shapescapes_masks
+from segjax.data.datasets import shapescapes, shapescapes_masks
 from segjax.errors import SegjaxError
 from segjax.metrics import boundary
 
@@ -101,10 +101,6 @@ def test_parts_of_ade20k_share_an_image(manual, tmp_path, folder):
     names = [found[i]["name"] for i in range(2)]
     assert names == ["validation/ADE_val_00000001_1.1", "validation/ADE_val_00000001_12.3"]
     np.testing.assert_array_equal(found[0]["image"], found[1]["image"])
-
-
-def test_the_class_of_a_part_stands_in_its_name():
-    assert ade20k_refinement.part_class("ADE_val_00000001_12.3") == 12
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,6 @@ def image_of(part: str) -> str:
     return part.rpartition("_")[0]
 
 
-def part_class(part: str) -> int:
-    """The class 1..150 of the part X_C.K, as ADE20K's label files number it."""
-    return int(part.rpartition("_")[2].partition(".")[0])
-
-
 TEST_SET = refinement.TestSet(
     dataset="ade20k_refinement",
     title="ADE20K in parts",
