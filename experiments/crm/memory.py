@@ -12,6 +12,7 @@ this needs the extra of the benchmarks, pip install 'segjax[torch]'.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import subprocess
 import sys
@@ -41,6 +42,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.child:
         alone((height, width), args.max_memory, args.workdir, args.tiny, Path(args.child))
         return 0
+    if not args.workdir and importlib.util.find_spec("torch") is None:
+        raise SegjaxError(
+            "random weights come with the benchmarks, which need torch; run pip install"
+            " 'segjax[torch]' or name a --workdir."
+        )
     rows = measured(args)
     for row in rows:
         far = f", {row['difference']:.1e} from the first" if row is not rows[0] else ""
