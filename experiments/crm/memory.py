@@ -5,8 +5,8 @@ r"""How much memory a large photograph takes: 5000 x 3300 pixels, four turns, th
 
 Every bound gets a process of its own, whose peak of resident memory, weights, programs and Python
 included, is printed beside the bound; so is how far the result is from that of the first bound.
-Weights are random (or of a workdir): neither time nor memory depends on them. Without a workdir
-this needs the extra of the benchmarks, pip install 'segjax[torch]'.
+Weights are random (or of a workdir): neither time nor memory depends on them. This needs the extra
+of the benchmarks, pip install 'segjax[torch]'.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.child:
         alone((height, width), args.max_memory, args.workdir, args.tiny, Path(args.child))
         return 0
-    if not args.workdir and importlib.util.find_spec("torch") is None:
+    if importlib.util.find_spec("torch") is None:
         raise SegjaxError(
-            "random weights come with the benchmarks, which need torch; run pip install"
-            " 'segjax[torch]' or name a --workdir."
+            "the photograph comes with the benchmarks, which need torch; run pip install"
+            " 'segjax[torch]'."
         )
     rows = measured(args)
     for row in rows:

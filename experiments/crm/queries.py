@@ -9,8 +9,8 @@ turns. Printed are the seconds of both, and of the masks of "band" the IoU and m
 results/queries.json: the small CRM of configs/crm/shapescapes_tiny.py. Of 8 megapixels "band" takes
 a fifth of the time, of 0.3 it takes more. On that config's own scenes IoU is 79.6 instead of 77.7,
 mBA 80.5 either way: what lies far from the coarse boundary can't be spoilt. That model has seen no
-photograph and leaves holes in their objects; so the IoU and mBA on them say how much it wanders, and
-only the seconds carry over to other weights.
+photograph and leaves holes in objects there: of those IoU and mBA mean little, and only the seconds
+carry over to other weights.
 """
 
 from __future__ import annotations
