@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from segjax.backbones.layers import BatchNorm, Conv
+from segjax.backbones.layers import BatchNorm, Conv, relu
 from segjax.backbones.resnet import Bottleneck
 from segjax.ops import resize
 from segjax.structs import Array
@@ -132,7 +132,7 @@ class Exchange(nn.Module):
                     terms.append(self.enlarged(i, j, other, branch, train))
                 else:
                     terms.append(self.shrunk(i, j, other, branch, train))
-            fused.append(nn.relu(sum(terms[1:], start=terms[0])))
+            fused.append(relu(sum(terms[1:], start=terms[0])))
         return fused
 
     def enlarged(self, i: int, j: int, coarse: Array, fine: Array, train: bool) -> Array:
@@ -167,7 +167,7 @@ class BasicBlock(nn.Module):
         channels = x.shape[-1]
         y = ConvNorm(channels, dtype=self.dtype, name="conv_0")(x, train)
         y = ConvNorm(channels, relu=False, dtype=self.dtype, name="conv_1")(y, train)
-        return nn.relu(x + y)
+        return relu(x + y)
 
 
 class ConvNorm(nn.Module):
@@ -185,4 +185,4 @@ class ConvNorm(nn.Module):
         size, stride = self.kernel_size, self.stride
         conv = Conv(self.features, size, False, dtype=self.dtype, stride=stride, name="conv")
         x = BatchNorm(dtype=self.dtype, name="norm")(conv(x), train)
-        return nn.relu(x) if self.relu else x
+        return relu(x) if self.relu else x

@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from segjax.backbones.layers import Conv, FrozenBatchNorm
+from segjax.backbones.layers import Conv, FrozenBatchNorm, relu
 from segjax.structs import Array
 
 Dtype = Any
@@ -131,7 +131,7 @@ class ResNet(nn.Module):
             layers = [("stem_conv", "stem_norm", self.width, 7, 2)]
         for conv, norm, features, size, stride in layers:
             raw = Conv(features, size, False, dtype=self.dtype, stride=stride, name=conv)(x)
-            x = nn.relu(self.norm(dtype=self.dtype, name=norm)(raw, train))
+            x = relu(self.norm(dtype=self.dtype, name=norm)(raw, train))
         return raw, x
 
 
@@ -163,11 +163,11 @@ class Bottleneck(nn.Module):
                 shortcut, stride = block_means(x, stride), 1
             shortcut = conv(outer, 1, stride=stride, name=name)(shortcut)
             shortcut = norm(name=f"{name}_norm")(shortcut, train)
-        x = nn.relu(norm(name="norm1")(conv(inner, 1, name="conv1")(x), train))
+        x = relu(norm(name="norm1")(conv(inner, 1, name="conv1")(x), train))
         x = conv(inner, 3, stride=self.stride, dilation=self.dilation, name="conv2")(x)
-        x = nn.relu(norm(name="norm2")(x, train))
+        x = relu(norm(name="norm2")(x, train))
         x = norm(name="norm3")(conv(outer, 1, name="conv3")(x), train)
-        return nn.relu(x + shortcut)
+        return relu(x + shortcut)
 
 
 def block_means(x: Array, stride: int) -> Array:

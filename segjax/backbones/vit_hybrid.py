@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from segjax.backbones.layers import relu
 from segjax.ops import convolution
 from segjax.structs import Array
 
@@ -39,7 +40,7 @@ class ResNetStem(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         x = StandardizedConv(64, 7, stride=2, dtype=self.dtype, name="conv")(x)
-        x = nn.relu(group_norm(dtype=self.dtype, name="norm")(x))
+        x = relu(group_norm(dtype=self.dtype, name="norm")(x))
         x = nn.max_pool(x, (3, 3), (2, 2), padding="SAME")
         self.sow("intermediates", "stem", x)
         for stage, depth in enumerate(self.depths):
@@ -71,12 +72,12 @@ class Bottleneck(nn.Module):
         if self.project:
             shortcut = conv(self.features, 1, stride=self.stride, name="shortcut")(x)
             shortcut = norm(name="shortcut_norm")(shortcut)
-        x = nn.relu(norm(name="norm1")(conv(self.features // 4, 1, name="conv1")(x)))
-        x = nn.relu(
+        x = relu(norm(name="norm1")(conv(self.features // 4, 1, name="conv1")(x)))
+        x = relu(
             norm(name="norm2")(conv(self.features // 4, 3, stride=self.stride, name="conv2")(x))
         )
         x = norm(name="norm3")(conv(self.features, 1, name="conv3")(x))
-        return nn.relu(x + shortcut)
+        return relu(x + shortcut)
 
 
 class StandardizedConv(nn.Module):

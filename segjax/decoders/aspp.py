@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from segjax.backbones.layers import BatchNorm, Conv, ConvNormRelu, DepthwiseConv
+from segjax.backbones.layers import BatchNorm, Conv, ConvNormRelu, DepthwiseConv, relu
 from segjax.decoders.fcn import Classifier
 from segjax.ops import resize
 from segjax.structs import Array
@@ -30,7 +30,7 @@ class SeparableConv(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         def norm_relu(x: Array, name: str) -> Array:
-            return nn.relu(BatchNorm(dtype=self.dtype, name=name)(x, train))
+            return relu(BatchNorm(dtype=self.dtype, name=name)(x, train))
 
         x = DepthwiseConv(3, self.dilation, self.dtype, name="depthwise")(x)
         x = norm_relu(x, "depthwise_norm")

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from segjax.backbones.layers import Conv
+from segjax.backbones.layers import Conv, relu
 from segjax.decoders.transformer import EncoderLayer
 from segjax.ops import resize
 from segjax.ops.position import sine_position
@@ -77,11 +77,11 @@ class FPNPixelDecoder(nn.Module):
     @nn.compact
     def __call__(self, levels: Mapping[str, Array]) -> Array:
         block = functools.partial(ConvGroupNorm, self.features, dtype=self.dtype)
-        x = nn.relu(block(3, name="layer_4")(levels["res5"]))
+        x = relu(block(3, name="layer_4")(levels["res5"]))
         for k in (3, 2, 1):
             lateral = block(1, name=f"adapter_{k}")(levels[f"res{k + 1}"])
             x = lateral + resize.nearest(x, lateral.shape[1:3])
-            x = nn.relu(block(3, name=f"layer_{k}")(x))
+            x = relu(block(3, name=f"layer_{k}")(x))
         last = Conv(
             self.mask_features,
             3,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from segjax.backbones.layers import Conv, LayerNorm
+from segjax.backbones.layers import Conv, LayerNorm, relu
 from segjax.decoders.fpn_pixel import NORM_EPSILON, ConvGroupNorm, caffe_xavier
 from segjax.decoders.transformer import FeedForward, xavier
 from segjax.ops import deformable, resize
@@ -150,7 +150,7 @@ class MSDeformPixelDecoder(nn.Module):
         lateral = block(1, name="adapter_1")(levels["res2"].astype(self.dtype))
         # A comment in the source says nearest; the code resizes bilinearly.
         fine = lateral + resize.bilinear(maps[-1], lateral.shape[1:3])
-        fine = nn.relu(block(3, name="layer_1")(fine))
+        fine = relu(block(3, name="layer_1")(fine))
         last = Conv(
             self.mask_features, dtype=self.dtype, kernel_init=caffe_xavier, name="mask_features"
         )

@@ -1,4 +1,4 @@
-"""Layer normalisation whose gradient is as fast as its value."""
+"""Layer and batch normalisation whose gradients are as fast as their values."""
 
 from __future__ import annotations
 
@@ -47,6 +47,52 @@ def _backward(epsilon: float, kept: tuple[Array, ...], slope: Array) -> tuple[Ar
 
 
 layer_norm.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def batch_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, Array, Array]:
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias, the statistics over all axes but the
+    last (Ioffe and Szegedy, 2015).
+
+    Its gradient reads x and the slope twice; the one that JAX derives sums four maps.
+
+    Args:
+        x: [..., C] of any float dtype; computed in float32.
+        scale, bias: float32 [C].
+        epsilon: added to the (biased) variance.
+
+    Returns:
+        Normalised float32 [..., C]; mean and biased variance, float32 [C], through which no
+        gradient flows.
+    """
+    return _batch_forward(x, scale, bias, epsilon)[0]
+
+
+def _batch_forward(
+    x: Array, scale: Array, bias: Array, epsilon: float
+) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+    batch = tuple(range(x.ndim - 1))
+    exact = x.astype(jnp.float32)
+    mean = exact.mean(batch)
+    variance = jnp.square(exact - mean).mean(batch)
+    gain = jax.lax.rsqrt(variance + epsilon)
+    y = (exact - mean) * (scale * gain) + bias
+    return (y, mean, variance), (x, mean, gain, scale)
+
+
+def _batch_backward(
+    epsilon: float, kept: tuple[Array, ...], slopes: tuple[Array, Array, Array]
+) -> tuple[Array, Array, Array]:
+    x, mean, gain, scale = kept
+    slope = slopes[0]
+    batch, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+    normal = (x.astype(jnp.float32) - mean) * gain
+    of_scale, of_bias = (slope * normal).sum(batch), slope.sum(batch)
+    of_x = (scale * gain) * (slope - of_bias / count - normal * (of_scale / count))
+    return of_x.astype(x.dtype), of_scale, of_bias
+
+
+batch_norm.defvjp(_batch_forward, _batch_backward)
 
 
 def mean_of_last(x: Array) -> Array:

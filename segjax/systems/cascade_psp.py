@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from segjax.backbones.layers import BatchNorm, Conv
+from segjax.backbones.layers import BatchNorm, Conv, relu
 from segjax.backbones.resnet import ResNet
 from segjax.errors import SegjaxError
 from segjax.losses import refinement
@@ -167,7 +167,7 @@ class Pyramid(nn.Module):
             )
             grid = mix(conv(pooling.adaptive_average(x, (size, size))), i * channels)
             y = y + resize.bilinear(grid, x.shape[1:3])
-        return nn.relu(y + mix.offset())
+        return relu(y + mix.offset())
 
 
 class Mix(nn.Module):
@@ -205,7 +205,7 @@ class UpBlock(nn.Module):
         """[B, h, w, C], [B, 2h, 2w, c] -> [B, 2h, 2w, features]."""
 
         def unit(y: Array, number: int) -> Array:
-            y = nn.relu(BatchNorm(dtype=self.dtype, name=f"norm{number}")(y, train))
+            y = relu(BatchNorm(dtype=self.dtype, name=f"norm{number}")(y, train))
             return Conv3x3(self.features, self.dtype, name=f"conv{number}")(y, train)
 
         conv = Conv(self.features, dtype=self.dtype, kernel_init=uniform_fan_in, name="shortcut")
@@ -240,7 +240,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         conv = functools.partial(Conv, kernel_init=uniform_fan_in)
-        x = nn.relu(conv(self.features, dtype=self.dtype, name="conv1")(x))
+        x = relu(conv(self.features, dtype=self.dtype, name="conv1")(x))
         return conv(1, name="conv2")(x.astype(jnp.float32))[..., 0]
 
 

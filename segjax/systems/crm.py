@@ -23,7 +23,7 @@ import numpy as np
 from flax import linen as nn
 
 from segjax.backbones import resnet
-from segjax.backbones.layers import BatchNorm, Conv
+from segjax.backbones.layers import BatchNorm, Conv, relu
 from segjax.backbones.resnet import ResNet
 from segjax.errors import SegjaxError
 from segjax.losses import refinement
@@ -142,7 +142,7 @@ class Alignment(nn.Module):
 
     def __call__(self, levels: tuple[Array, Array, Array], train: bool) -> Array:
         """Levels at strides 2, 4 and 8 -> [B, H/2, W/2, features]."""
-        x = nn.relu(self.mix_norm(self.mix(self.side_by_side(levels, train)), train))
+        x = relu(self.mix_norm(self.mix(self.side_by_side(levels, train)), train))
         return self.drop(x, deterministic=not train)
 
     def folded(self) -> tuple[Array, Array]:
@@ -174,7 +174,7 @@ class Projection(nn.Module):
         conv = Conv(self.features, 1, False, self.dtype, kernel_init=he_fan_in, name="conv")
         x = conv(x)
         for number in (1, 2):
-            x = nn.relu(BatchNorm(dtype=self.dtype, name=f"norm{number}")(x, train))
+            x = relu(BatchNorm(dtype=self.dtype, name=f"norm{number}")(x, train))
         return nn.Dropout(self.dropout)(x, deterministic=not train)
 
 

@@ -20,7 +20,7 @@ import flax.struct
 import jax.numpy as jnp
 from flax import linen as nn
 
-from segjax.backbones.layers import BatchNorm, DepthwiseConv
+from segjax.backbones.layers import BatchNorm, DepthwiseConv, relu
 from segjax.backbones.vit import ViT, drop_path_scale
 from segjax.errors import SegjaxError
 from segjax.losses.segmentation import pixel_cross_entropy
@@ -144,11 +144,11 @@ class AffinityHead(nn.Module):
         he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
         x = x.astype(self.dtype)
         x = DepthwiseConv(3, dtype=self.dtype, name="depthwise")(x)
-        x = nn.relu(BatchNorm(dtype=self.dtype, name="depthwise_norm")(x, train))
+        x = relu(BatchNorm(dtype=self.dtype, name="depthwise_norm")(x, train))
         x = nn.Dense(
             x.shape[-1], use_bias=False, dtype=self.dtype, kernel_init=he_fan_out, name="pointwise"
         )(x)
-        x = nn.relu(BatchNorm(dtype=self.dtype, name="pointwise_norm")(x, train))
+        x = relu(BatchNorm(dtype=self.dtype, name="pointwise_norm")(x, train))
         return nn.Dense(self.features, dtype=self.dtype, kernel_init=he_fan_out, name="logits")(x)
 
 
