@@ -22,7 +22,7 @@ def grouped(x, kernel, dilation):
     )
 
 
-@pytest.mark.parametrize("size, dilation", [(3, 1), (3, 2), (5, 1)])
+@pytest.mark.parametrize("size, dilation", [(3, 1), (3, 2), (5, 1), (3, 4), (3, 5), (3, 9)])
 def test_shifts_are_the_grouped_convolution(size, dilation):
     x = jax.random.normal(jax.random.key(0), (2, 6, 5, 4))
     kernel = jax.random.normal(jax.random.key(1), (size, size, 1, 4))
