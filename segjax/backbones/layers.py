@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from segjax.ops import convolution, normalisation
+from segjax.ops import convolution, normalisation, winograd
 from segjax.structs import Array
 
 Dtype = Any
@@ -139,8 +139,8 @@ class DepthwiseConv(nn.Module):
 class Conv(nn.Module):
     """k x k convolution with dilation * (k // 2) zeros on every side of the map.
 
-    [B, H, W, c] -> [B, ceil(H / stride), ceil(W / stride), features] for odd k. A 1x1 one is
-    computed as a matrix product: on CPU its gradient takes half the time of the convolution's.
+    [B, H, W, c] -> [B, ceil(H / stride), ceil(W / stride), features] for odd k. For CPUs a 1x1 one
+    is a matrix product and a 3x3 one may be `winograd.conv3x3`.
 
     Attributes:
         stride: the padding stays symmetric; XLA's "SAME" would pad an even size only at its end.
@@ -162,7 +162,9 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
         x = x.astype(self.dtype)
         if k == 1:
-            x = x[:, ::s, ::s] @ kernel[0, 0]
+            x = convolution.pointwise(x[:, ::s, ::s], kernel[0, 0])
+        elif k == 3 and s == 1:
+            x = winograd.conv3x3(x, kernel, d)
         else:
             pad = (d * (k // 2), d * (k // 2))
             x = jax.lax.conv_general_dilated(

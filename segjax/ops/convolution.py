@@ -13,6 +13,27 @@ import jax.numpy as jnp
 from segjax.structs import Array
 
 
+@jax.custom_vjp
+def pointwise(x: Array, kernel: Array) -> Array:
+    """A 1x1 convolution as a matrix product. [..., c] and [c, C] -> [..., C].
+
+    On CPU its gradient takes half the time of XLA's convolution. One factor of the kernel's
+    gradient is transposed for it; that the narrower one is, JAX's own would not see to.
+    """
+    return x @ kernel
+
+
+def _pointwise_backward(kept: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
+    x, kernel = kept
+    flat, slopes = x.reshape(-1, x.shape[-1]), slope.reshape(-1, slope.shape[-1])
+    wider = kernel.shape[1] > kernel.shape[0]
+    of_kernel = flat.T @ slopes if wider else (slopes.T @ flat).T
+    return slope @ kernel.T, of_kernel.astype(kernel.dtype)
+
+
+pointwise.defvjp(lambda x, kernel: (pointwise(x, kernel), (x, kernel)), _pointwise_backward)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def depthwise(x: Array, kernel: Array, dilation: int = 1) -> Array:
     """One k x k filter per channel as shifted multiply-adds; zero padding, stride 1.
