@@ -22,6 +22,9 @@ WIDE = 128
 
 Four = tuple[Array, Array, Array, Array]
 
+Square = list[list[Array]]
+"""4 x 4 matrices, one of each position in a tile."""
+
 
 def conv3x3(x: Array, kernel: Array, dilation: int = 1) -> Array:
     """A 3x3 convolution with stride 1 and `dilation` zeros around.
@@ -59,7 +62,7 @@ def direct(x: Array, kernel: Array, dilation: int = 1) -> Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _wide(x: Array, kernel: Array, dilation: int) -> Array:
     def cpu(x: Array, kernel: Array) -> Array:
-        y = _convolved(phases(x, dilation), kernel)
+        y = _convolved(phases(x, dilation), _weights(kernel))
         return joined(y, dilation, x.shape[1:3])
 
     default = functools.partial(direct, dilation=dilation)
@@ -69,7 +72,7 @@ def _wide(x: Array, kernel: Array, dilation: int) -> Array:
 def _wide_backward(dilation: int, kept: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
     def cpu(x: Array, kernel: Array, slope: Array) -> tuple[Array, Array]:
         slope = phases(slope, dilation)
-        of_x = _convolved(slope, kernel[::-1, ::-1].swapaxes(2, 3))
+        of_x = _convolved(slope, _reversed(_weights(kernel)))
         of_kernel = _correlated(phases(x, dilation), slope)
         return joined(of_x, dilation, x.shape[1:3]), of_kernel
 
@@ -108,29 +111,26 @@ def joined(x: Array, step: int, size: Sequence[int]) -> Array:
 # Strips of rows of tiles, one after another
 
 
-def _convolved(x: Array, kernel: Array) -> Array:
+def _convolved(x: Array, weights: Square) -> Array:
     """`conv3x3` without dilation."""
     batch, height, width, _ = x.shape
-    rows, strips, across = _strips(x.shape, kernel.shape[-1])
+    outputs = weights[0][0].shape[1]
+    rows, strips, across = _strips(x.shape, outputs)
     x = _filled(x, 1, 2 * rows * strips + 1, 2 * across + 1)
-    weights = [_of_kernel(row, 1) for row in _of_kernel(kernel, 0)]
 
     def strip(number: Array | int) -> Array:
         part = jax.lax.dynamic_slice_in_dim(x, 2 * rows * number, 2 * rows + 2, axis=1)
         inputs = [_of_input(row, 2) for row in _of_input(part, 1)]
         products = [
-            [values @ weight[0, 0] for values, weight in zip(*row, strict=True)]
+            [values @ weight for values, weight in zip(*row, strict=True)]
             for row in zip(inputs, weights, strict=True)
         ]
         halves = zip(*(_of_products(row) for row in products))  # even and odd columns
         columns = [jnp.stack(_of_products(half), axis=2) for half in halves]  # [B, R, 2, T, C]
-        return jnp.stack(columns, axis=4).reshape(batch, 2 * rows, 2 * across, -1)
+        return jnp.stack(columns, axis=4).reshape(batch, 2 * rows, 2 * across, outputs)
 
-    if strips == 1:
-        y = strip(0)
-    else:
-        y = jax.lax.map(strip, jnp.arange(strips)).swapaxes(0, 1)
-    return y.reshape(batch, -1, 2 * across, kernel.shape[-1])[:, :height, :width]
+    y = strip(0) if strips == 1 else jax.lax.map(strip, jnp.arange(strips)).swapaxes(0, 1)
+    return y.reshape(batch, -1, 2 * across, outputs)[:, :height, :width]
 
 
 def _correlated(x: Array, slope: Array) -> Array:
@@ -140,7 +140,7 @@ def _correlated(x: Array, slope: Array) -> Array:
     x = _filled(x, 1, 2 * rows * strips + 1, 2 * across + 1)
     slope = _filled(slope, 0, 2 * rows * strips, 2 * across)
 
-    def strip(number: Array | int) -> list[list[Array]]:
+    def strip(number: Array | int) -> Square:
         part = jax.lax.dynamic_slice_in_dim(x, 2 * rows * number, 2 * rows + 2, axis=1)
         onto = jax.lax.dynamic_slice_in_dim(slope, 2 * rows * number, 2 * rows, axis=1)
         inputs = [_of_input(row, 2) for row in _of_input(part, 1)]
@@ -150,7 +150,7 @@ def _correlated(x: Array, slope: Array) -> Array:
             for row in zip(inputs, outputs, strict=True)
         ]
 
-    def add_strip(number: Array, total: list[list[Array]]) -> list[list[Array]]:
+    def add_strip(number: Array, total: Square) -> Square:
         return jax.tree.map(jnp.add, total, strip(number))
 
     products = strip(0)
@@ -158,6 +158,17 @@ def _correlated(x: Array, slope: Array) -> Array:
         products = jax.lax.fori_loop(1, strips, add_strip, products)
     taps = zip(*(_of_kernel_products(row) for row in products))
     return jnp.stack([jnp.stack(_of_kernel_products(column)) for column in taps], axis=1)
+
+
+def _weights(kernel: Array) -> Square:
+    """[3, 3, c, C] -> 4 x 4 of [c, C]."""
+    return [[part[0, 0] for part in _of_kernel(row, 1)] for row in _of_kernel(kernel, 0)]
+
+
+def _reversed(weights: Square) -> Square:
+    """Those of the kernel turned by 180 degrees with inputs and outputs exchanged: the four of an
+    axis are then the same in another order."""
+    return [[weights[i][j].T for j in (3, 1, 2, 0)] for i in (3, 1, 2, 0)]
 
 
 def _strips(shape: tuple[int, ...], outputs: int) -> tuple[int, int, int]:

@@ -26,7 +26,7 @@ from segjax.backbones.layers import BatchNorm, Conv, relu
 from segjax.backbones.resnet import ResNet
 from segjax.errors import SegjaxError
 from segjax.losses import refinement
-from segjax.ops import pooling, resize, winograd
+from segjax.ops import pooling, resize
 from segjax.structs import Array, Batch, Refined, Scalars, Size, Variables
 from segjax.systems import refiner
 from segjax.systems.labelling import make_resnet
@@ -204,31 +204,17 @@ class UpBlock(nn.Module):
     def __call__(self, x: Array, finer: Array, train: bool) -> Array:
         """[B, h, w, C], [B, 2h, 2w, c] -> [B, 2h, 2w, features]."""
 
+        conv = functools.partial(Conv, dtype=self.dtype, kernel_init=uniform_fan_in)
+
         def unit(y: Array, number: int) -> Array:
             y = relu(BatchNorm(dtype=self.dtype, name=f"norm{number}")(y, train))
-            return Conv3x3(self.features, self.dtype, name=f"conv{number}")(y, train)
+            return conv(self.features, 3, name=f"conv{number}")(y)
 
-        conv = Conv(self.features, dtype=self.dtype, kernel_init=uniform_fan_in, name="shortcut")
-        shortcut = resize.bilinear(conv(x), finer.shape[1:3])
+        shortcut = conv(self.features, name="shortcut")(x)
+        shortcut = resize.bilinear(shortcut, finer.shape[1:3])
         wide = resize.bilinear(x, finer.shape[1:3])
         y = unit(unit(jnp.concatenate([wide, finer], axis=-1), 1), 2) + shortcut
         return y + unit(unit(y, 3), 4)
-
-
-class Conv3x3(nn.Module):
-    """With zeros around; in evaluation as fast as the device allows."""
-
-    features: int
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        """[B, h, w, C] -> [B, h, w, features]."""
-        shape = (3, 3, x.shape[-1], self.features)
-        kernel = self.param("kernel", uniform_fan_in, shape, jnp.float32).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        apply = winograd.direct if train else winograd.conv3x3
-        return apply(x.astype(self.dtype), kernel) + bias.astype(self.dtype)
 
 
 class Head(nn.Module):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segjax.backbones.layers import BatchNorm, Conv, ConvNormRelu, DepthwiseConv
+from segjax.backbones.layers import BatchNorm, Conv, ConvNormRelu, DepthwiseConv, relu
 
 
 def test_running_variance_is_updated_with_the_unbiased_batch_variance():
@@ -36,6 +36,32 @@ def test_evaluation_uses_the_running_statistics():
         "batch_stats": {"mean": jnp.array([3.0]), "var": jnp.array([4.0 - 1e-5])},
     }
     np.testing.assert_allclose(norm.apply(variables, jnp.array([[5.0]]), False), [[3.0]], rtol=1e-6)
+
+
+def test_relu_and_its_slope_are_torchs():
+    """At zero the slope is zero, and what is not a number stays none."""
+    x = jnp.array([-2.0, -0.0, 0.0, 3.0, jnp.nan])
+    y, tangent = jax.jvp(relu, (x,), (jnp.full(5, 7.0),))
+    np.testing.assert_array_equal(y, [0, 0, 0, 3, jnp.nan])
+    np.testing.assert_array_equal(tangent[:4], [0, 0, 0, 7])
+    np.testing.assert_array_equal(jax.grad(lambda x: relu(x).sum())(x)[:4], [0, 0, 0, 1])
+
+
+def test_work_grows_with_the_depth_of_a_residual_network_not_with_its_square():
+    """XLA's CPU compiler repeats what it thinks is cheap in every use."""
+
+    def work(blocks):
+        def loss(x, kernels):
+            for kernel in kernels:
+                x = relu(x + jnp.tanh(x @ kernel))
+            return x.sum()
+
+        shapes = (64, 16), (blocks, 16, 16)
+        arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        program = jax.jit(jax.grad(loss, (0, 1))).lower(*arguments).compile()
+        return program.cost_analysis()["flops"]
+
+    assert work(16) < 2.2 * work(8)
 
 
 def test_depthwise_filters_start_at_he_fan_out_over_all_channels():

@@ -22,14 +22,26 @@ def program_of(x, kernel):
     return jax.jit(winograd.conv3x3).lower(x, kernel).as_text()
 
 
-@pytest.mark.parametrize("size", [(6, 8), (7, 5), (1, 1), (2, 9), (13, 1)])
-@pytest.mark.parametrize("tiles", [1024, 12])
-def test_the_convolution_is_xlas(size, tiles, monkeypatch):
+CASES = [
+    ((6, 8), 1),
+    ((7, 5), 1),
+    ((1, 1), 1),
+    ((2, 9), 1),
+    ((13, 1), 1),
+    ((9, 11), 2),
+    ((3, 6), 4),
+]
+"""(height, width) and dilation."""
+
+
+@pytest.mark.parametrize("size, dilation", CASES)
+@pytest.mark.parametrize("values", [winograd.VALUES, 12 * 160])
+def test_the_convolution_is_xlas(size, dilation, values, monkeypatch):
     """Whatever the parity of the sides; in one strip and in several."""
-    monkeypatch.setattr(winograd, "TILES", tiles)
+    monkeypatch.setattr(winograd, "VALUES", values)
     x, kernel = samples(size)
-    ours = jax.jit(lambda x, k: winograd.conv3x3(x, k))(x, kernel)
-    theirs = winograd.direct(x, kernel)
+    ours = jax.jit(lambda x, k: winograd.conv3x3(x, k, dilation))(x, kernel)
+    theirs = winograd.direct(x, kernel, dilation)
     assert ours.shape == theirs.shape
     np.testing.assert_allclose(ours, theirs, atol=6e-6 * float(jnp.abs(theirs).max()))
 
@@ -42,16 +54,30 @@ def test_it_is_done_with_products_where_channels_are_many():
     assert "convolution" in program_of(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
 
 
-def test_its_gradients_are_xlas(monkeypatch):
-    monkeypatch.setattr(winograd, "TILES", 12)
-    x, kernel = samples((7, 6))
-    weight = jnp.asarray(RNG.standard_normal((2, 7, 6, 160), np.float32))
+@pytest.mark.parametrize("size, dilation", [((7, 6), 1), ((5, 8), 2)])
+@pytest.mark.parametrize("values", [winograd.VALUES, 12 * 160])
+def test_its_gradients_are_xlas(size, dilation, values, monkeypatch):
+    monkeypatch.setattr(winograd, "VALUES", values)
+    x, kernel = samples(size)
+    weight = jnp.asarray(RNG.standard_normal((2, *size, 160), np.float32))
 
     def slopes(convolve):
-        return jax.jit(jax.grad(lambda *a: (convolve(*a) * weight).sum(), (0, 1)))(x, kernel)
+        def cost(x, kernel):
+            return (convolve(x, kernel, dilation) * weight).sum()
+
+        program = jax.jit(jax.grad(cost, (0, 1))).lower(x, kernel)
+        assert ("convolution" in program.as_text()) == (convolve is winograd.direct)
+        return program.compile()(x, kernel)
 
     for ours, theirs in zip(slopes(winograd.conv3x3), slopes(winograd.direct)):
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * float(jnp.abs(theirs).max()))
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_accelerators_have_convolutions_of_their_own(platform):
+    slope = jax.jit(jax.grad(lambda x, k: winograd.conv3x3(x, k).sum(), (0, 1)))
+    program = jax.export.export(slope, platforms=[platform])(*samples((6, 8))).mlir_module()
+    assert "stablehlo.convolution" in program and "dot_general" not in program
 
 
 def test_temporaries_do_not_grow_with_the_image():
