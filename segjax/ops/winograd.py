@@ -20,6 +20,10 @@ small."""
 WIDE = 128
 """With fewer channels, in or out, the products are too narrow to pay for the transforms."""
 
+WORTH = 2**30
+"""Multiply-adds below which what is saved (some milliseconds) is not worth the longer compilation
+(two thirds of a second)."""
+
 Four = tuple[Array, Array, Array, Array]
 
 Square = list[list[Array]]
@@ -29,9 +33,10 @@ Square = list[list[Array]]
 def conv3x3(x: Array, kernel: Array, dilation: int = 1) -> Array:
     """A 3x3 convolution with stride 1 and `dilation` zeros around.
 
-    On CPU, and where channels are many, in Winograd's form, and so are both gradients: exact
-    algebra, float32 rounding of another kind (1e-6 of the largest value; 3e-6 in the kernel's
-    gradient). It takes half the time that XLA's form takes (2560 to 512 channels, 32x64).
+    On CPU, where channels are many and the map is large, in Winograd's form, and so are both
+    gradients: exact algebra, float32 rounding of another kind (1e-6 of the largest value; 3e-6 in
+    the kernel's gradient). It takes half the time that XLA's form takes (2560 to 512 channels,
+    32x64).
 
     Args:
         x: [B, H, W, c].
@@ -42,7 +47,8 @@ def conv3x3(x: Array, kernel: Array, dilation: int = 1) -> Array:
         [B, H, W, C].
     """
     chex.assert_shape(kernel, (3, 3, x.shape[-1], None))
-    if min(kernel.shape[2:]) < WIDE or x.dtype != jnp.float32:
+    narrow = min(kernel.shape[2:]) < WIDE
+    if narrow or 9 * x.size * kernel.shape[3] < WORTH or x.dtype != jnp.float32:
         return direct(x, kernel, dilation)
     return _wide(x, kernel, dilation)
 

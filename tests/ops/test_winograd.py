@@ -12,6 +12,12 @@ from segjax.ops import winograd
 RNG = np.random.default_rng(0)
 
 
+@pytest.fixture
+def worth_it(monkeypatch):
+    """However small the map."""
+    monkeypatch.setattr(winograd, "WORTH", 0)
+
+
 def samples(size, inputs=128, outputs=160, batch=2):
     x = RNG.standard_normal((batch, *size, inputs), np.float32)
     kernel = RNG.standard_normal((3, 3, inputs, outputs), np.float32) / np.sqrt(9 * inputs)
@@ -19,7 +25,10 @@ def samples(size, inputs=128, outputs=160, batch=2):
 
 
 def program_of(x, kernel):
-    return jax.jit(winograd.conv3x3).lower(x, kernel).as_text()
+    def traced_anew(x, kernel):
+        return winograd.conv3x3(x, kernel)
+
+    return jax.jit(traced_anew).lower(x, kernel).as_text()
 
 
 CASES = [
@@ -34,6 +43,7 @@ CASES = [
 """(height, width) and dilation."""
 
 
+@pytest.mark.usefixtures("worth_it")
 @pytest.mark.parametrize("size, dilation", CASES)
 @pytest.mark.parametrize("values", [winograd.VALUES, 12 * 160])
 def test_the_convolution_is_xlas(size, dilation, values, monkeypatch):
@@ -46,6 +56,7 @@ def test_the_convolution_is_xlas(size, dilation, values, monkeypatch):
     np.testing.assert_allclose(ours, theirs, atol=6e-6 * float(jnp.abs(theirs).max()))
 
 
+@pytest.mark.usefixtures("worth_it")
 def test_it_is_done_with_products_where_channels_are_many():
     assert "convolution" not in program_of(*samples((6, 8)))
     assert "convolution" in program_of(*samples((6, 8), inputs=64))
@@ -54,6 +65,7 @@ def test_it_is_done_with_products_where_channels_are_many():
     assert "convolution" in program_of(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
 
 
+@pytest.mark.usefixtures("worth_it")
 @pytest.mark.parametrize("size, dilation", [((7, 6), 1), ((5, 8), 2)])
 @pytest.mark.parametrize("values", [winograd.VALUES, 12 * 160])
 def test_its_gradients_are_xlas(size, dilation, values, monkeypatch):
@@ -73,11 +85,18 @@ def test_its_gradients_are_xlas(size, dilation, values, monkeypatch):
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * float(jnp.abs(theirs).max()))
 
 
+@pytest.mark.usefixtures("worth_it")
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_accelerators_have_convolutions_of_their_own(platform):
     slope = jax.jit(jax.grad(lambda x, k: winograd.conv3x3(x, k).sum(), (0, 1)))
     program = jax.export.export(slope, platforms=[platform])(*samples((6, 8))).mlir_module()
     assert "stablehlo.convolution" in program and "dot_general" not in program
+
+
+def test_a_small_map_is_left_to_xla():
+    """Its program is compiled sooner."""
+    assert "convolution" in program_of(*samples((6, 8)))
+    assert "convolution" not in program_of(*samples((192, 160)))
 
 
 def test_temporaries_do_not_grow_with_the_image():
