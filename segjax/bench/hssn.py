@@ -204,13 +204,13 @@ class Network(NamedTuple):
 
 NETWORKS = {
     "deeplab_v3plus": Network(
-        resnet.VARIANTS["resnet50_v1d"],
+        resnet.VARIANTS["resnet101_v1d"],
         dict(features=512, early_features=48, dilations=(12, 24, 36), auxiliary_features=256),
         ("width", "depths", "stem_width"),
         twin.DeepLabV3Plus,
     ),
     "ocrnet": Network(
-        dict(stem=64, modules=(1, 4, 3), blocks=4) | hrnet.VARIANTS["hrnet_w18"],
+        dict(stem=64, modules=(1, 4, 3), blocks=4) | hrnet.VARIANTS["hrnet_w48"],
         dict(features=512, key_features=256),
         ("width", "stem", "modules", "blocks"),
         twin.OCRNet,
