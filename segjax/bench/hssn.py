@@ -204,13 +204,13 @@ class Network(NamedTuple):
 
 NETWORKS = {
     "deeplab_v3plus": Network(
-        resnet.VARIANTS["resnet101_v1d"],
+        resnet.VARIANTS["resnet50_v1d"],
         dict(features=512, early_features=48, dilations=(12, 24, 36), auxiliary_features=256),
         ("width", "depths", "stem_width"),
         twin.DeepLabV3Plus,
     ),
     "ocrnet": Network(
-        dict(stem=64, modules=(1, 4, 3), blocks=4) | hrnet.VARIANTS["hrnet_w48"],
+        dict(stem=64, modules=(1, 4, 3), blocks=4) | hrnet.VARIANTS["hrnet_w18"],
         dict(features=512, key_features=256),
         ("width", "stem", "modules", "blocks"),
         twin.OCRNet,
@@ -262,18 +262,17 @@ def forward(options: Options, name: str) -> Contest:
 def train_step(options: Options, name: str) -> Contest:
     """The trainer's step with AdamW, and PyTorch's; both heads are charged.
 
-    In float32 the gradient's norm is known less well than the loss: PyTorch's own moves by 0.9 % on
-    OCRNet when its maps are stored channels last (169.88; 171.32 otherwise, 171.35 in float64, and
-    171.44 here).
+    In float32 the gradient's norm is known less well than the loss, on either side. DeepLabV3+:
+    164.64 in float64, 164.91 by PyTorch, 165.08 here (165.06 with XLA's convolutions). OCRNet:
+    171.35 in float64, 171.32 by PyTorch (169.88 with maps stored channels last), 171.44 here.
     """
     image = images(options, least=2)
     batch = {"image": image, "semantic": blocks(image.shape[:3], options.classes)}
-    norm_tolerance = 1e-2 if name == "ocrnet" else None
     return regproxy.steps(
         f"{name} step",
         pair(options, name),
         batch,
         options,
         twin.loss,
-        norm_tolerance=norm_tolerance,
+        norm_tolerance=1e-2,
     )
