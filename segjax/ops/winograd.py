@@ -20,7 +20,7 @@ small."""
 WIDE = 128
 """With fewer channels, in or out, the products are too narrow to pay for the transforms."""
 
-WORTH = 2**30
+WORTH = 2**29
 """Multiply-adds below which what is saved (some milliseconds) is not worth the longer compilation
 (two thirds of a second)."""
 
